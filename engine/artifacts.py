@@ -1,0 +1,120 @@
+"""A stage's output: an immutable folder named by what it was made from.
+
+    <run>/<kind>-<key>/...files    key = digest(kind, version, settings, keys of the inputs)
+    <run>/<kind>-<key>/manifest.json    written last: files, checksums, settings, inputs, counts
+
+Equal settings and inputs give the same folder, so a run that is started again goes on where it
+stopped, and a change of one setting makes anew only what depends on it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine import storage
+from engine.errors import ArtifactError, ChecksumError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A complete stage output."""
+
+    kind: str
+    key: str
+    uri: str
+    facts: Mapping[str, Any]
+    """Counts and small results that the stage recorded (JSON values)."""
+
+    def path(self, *parts: str) -> str:
+        """Return the URI of a file in the folder."""
+        return storage.join(self.uri, *parts)
+
+    def files(self, folder: str = "") -> list[str]:
+        """Return the URIs of the files below a subfolder, in name order."""
+        names = sorted(self.manifest()["files"])
+        return [self.path(name) for name in names if name.startswith(folder)]
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the whole manifest."""
+        manifest: dict[str, Any] = storage.read_json(self.path(MANIFEST))
+        return manifest
+
+    def verify(self) -> None:
+        """Compare every file with its checksum."""
+        verify_files(self.uri, self.manifest()["files"])
+
+
+def artifact_key(kind: str, settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> str:
+    """Return the 12 hex digits that name a stage's output."""
+    identity = {
+        "kind": kind, "format": FORMAT_VERSION, "settings": settings,
+        "inputs": [[artifact.kind, artifact.key] for artifact in inputs],
+    }
+    return storage.sha256(storage.dump_json(identity))[:12]
+
+
+def describe_files(uri: str) -> dict[str, dict[str, Any]]:
+    """Return size and checksum of every file below a folder, the manifest left out."""
+    described = {}
+    for name in storage.list_files(uri):
+        if name == MANIFEST or name.rsplit("/", 1)[-1].startswith("."):
+            continue
+        data = storage.read_bytes(storage.join(uri, name))
+        described[name] = {"sha256": storage.sha256(data), "size_bytes": len(data)}
+    return described
+
+
+def verify_files(uri: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ChecksumError at the first file that is missing or differs from its description."""
+    for name, entry in files.items():
+        path = storage.join(uri, name)
+        if not storage.exists(path):
+            raise ChecksumError(f"{path} is missing; its manifest lists it")
+        found = storage.sha256(storage.read_bytes(path))
+        if found != entry["sha256"]:
+            raise ChecksumError(f"{path} has sha256 {found}, its manifest says {entry['sha256']}")
+
+
+def open_artifact(uri: str) -> Artifact:
+    """Return the complete artifact in a folder."""
+    if not storage.exists(storage.join(uri, MANIFEST)):
+        raise ArtifactError(f"no {MANIFEST} in {uri}: the stage that writes it has not finished")
+    manifest = storage.read_json(storage.join(uri, MANIFEST))
+    return Artifact(manifest["kind"], manifest["key"], uri, manifest["facts"])
+
+
+def make(
+    run: str,
+    kind: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[Artifact],
+    write: Callable[[str], Mapping[str, Any]],
+) -> Artifact:
+    """Return the artifact of these settings and inputs; call `write(folder)` if it is not there.
+
+    `write` fills the folder and returns the facts to record. It must overwrite what an interrupted
+    attempt left there; a file that it does not write again is not its own and is an error.
+    """
+    key = artifact_key(kind, settings, inputs)
+    uri = storage.join(run, f"{kind}-{key}")
+    if storage.exists(storage.join(uri, MANIFEST)):
+        log.info("%s: reusing %s", kind, uri)
+        return open_artifact(uri)
+    log.info("%s: writing %s", kind, uri)
+    start_s = time.time()
+    facts = dict(write(uri))
+    seconds = round(time.time() - start_s, 1)
+    storage.write_json(storage.join(uri, MANIFEST), {
+        "kind": kind, "key": key, "format_version": FORMAT_VERSION, "settings": dict(settings),
+        "inputs": {artifact.kind: artifact.key for artifact in inputs}, "facts": facts,
+        "files": describe_files(uri), "seconds": seconds,
+    })
+    log.info("%s: done in %.1f s %s", kind, seconds, facts)
+    return open_artifact(uri)

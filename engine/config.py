@@ -1,0 +1,407 @@
+"""All settings, as sections of one YAML file; loads without torch.
+
+A config file holds only what differs from the defaults. `docs/config.md` is generated from the
+descriptions below.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from engine.errors import ConfigError
+from engine.types import GateInput, HistoryScope, MixingMode
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the section as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class RunConfig(Section):
+    """Where a run writes and how it is seeded."""
+
+    root: str = Field(default="runs/default")
+    """Folder or object-store URI of the stages' outputs."""
+    registry: str = Field(default="runs/releases")
+    """Folder or URI of the releases and of the `live` file."""
+    seed: int = Field(default=17, ge=0)
+    """Seed of every draw: samples, negatives, initial weights, batch order."""
+    promote: bool = Field(default=True)
+    """Whether a finished release becomes the live one."""
+
+
+class ColumnsConfig(Section):
+    """Column names of a generic CSV or Parquet source; None where there is none."""
+
+    user: str = Field(default="user_id")
+    """User id."""
+    item: str = Field(default="item_id")
+    """Item id."""
+    timestamp: str = Field(default="timestamp")
+    """Time of the event: seconds since 1970 (number), or ISO 8601 text."""
+    rating: str | None = Field(default=None)
+    """Rating, or None."""
+    label: str | None = Field(default=None)
+    """Label column of impressions (0 or 1), or None."""
+    item_title: str = Field(default="title")
+    """Title in the items file."""
+
+
+class LabelConfig(Section):
+    """How an event becomes a label."""
+
+    kind: Literal["threshold", "column", "implicit"] = Field(default="threshold")
+    """`threshold`: 1 where rating >= threshold. `column`: the label column as it is. `implicit`:
+    every event is a positive and negatives are drawn (see `slates`)."""
+    threshold: float = Field(default=4.0)
+    """Lowest rating that counts as positive."""
+
+
+class SourceConfig(Section):
+    """Raw logs."""
+
+    format: Literal["recbole", "movielens", "csv", "parquet"] = Field(default="recbole")
+    """`recbole`: atomic files. `movielens`: a GroupLens layout (`ratings.dat` or `ratings.csv` and
+    its companions), as a folder or as the downloaded .zip. `csv`, `parquet`: `columns` maps them."""
+    path: str = Field(default="cache/ml-100k")
+    """Folder, .zip, or (generic formats) a folder with `interactions.*`, `items.*`, `users.*`."""
+    columns: ColumnsConfig = Field(default=ColumnsConfig())
+    """Column names of the generic formats."""
+    label: LabelConfig = Field(default=LabelConfig())
+    """How labels are made."""
+    rating_min: float = Field(default=1.0)
+    """Lowest allowed rating; rows outside the range are quarantined."""
+    rating_max: float = Field(default=5.0)
+    """Highest allowed rating."""
+    rating_levels: int = Field(default=5, ge=1, le=100)
+    """Evenly spaced rating levels that the CRM and the prompt tell apart."""
+    item_fields: tuple[str, ...] = Field(default=("genres", "year"))
+    """Item columns used as features, prompt text and filters."""
+    user_fields: tuple[str, ...] = Field(default=("gender", "age", "occupation"))
+    """User columns used as features and prompt text."""
+    max_bad_share: float = Field(default=0.02, ge=0, le=1)
+    """The import stops if a larger share of rows is quarantined."""
+    chunk_rows: int = Field(default=200_000, ge=1)
+    """Rows read at a time from one file."""
+
+
+class SplitConfig(Section):
+    """One timeline for all users."""
+
+    train: float = Field(default=0.8, gt=0, lt=1)
+    """Share of all events, by time, before T1."""
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    """Share of all events, by time, in [T1, T2)."""
+    crm: float = Field(default=0.8, gt=0, lt=1)
+    """Share of the training events before T0: these train the CRM, the rest train the bank."""
+
+    @model_validator(mode="after")
+    def _leave_a_test_window(self) -> Self:
+        if self.train + self.validation >= 1:
+            raise ValueError("split.train + split.validation must leave a share for the test window")
+        return self
+
+
+class HistoryConfig(Section):
+    """Per-user histories."""
+
+    num_partitions: int = Field(default=8, ge=1)
+    """Files that histories, slates and examples are cut into, by a stable hash of the user."""
+
+
+class SlateConfig(Section):
+    """Groups of consecutive rows of one user that share one history."""
+
+    max_size: int = Field(default=10, ge=1, le=100)
+    """Rows of a slate."""
+    max_span_s: int = Field(default=86_400, ge=1)
+    """A slate ends where the next row is more than this many seconds after its first."""
+    negatives: int = Field(default=4, ge=1)
+    """Negatives drawn for each positive of implicit feedback."""
+
+
+class ItemTextConfig(Section):
+    """Item text vectors."""
+
+    encoder: Literal["base_model", "sentence_transformer"] = Field(default="base_model")
+    """`base_model`: mean-pooled hidden states of the base model."""
+    encoder_path: str | None = Field(default=None)
+    """Folder or id of the sentence encoder."""
+    dims: int = Field(default=64, ge=2)
+    """Width of the projected vectors (PCA after centring)."""
+    batch_size: int = Field(default=64, ge=1)
+    """Items embedded at a time."""
+
+
+class BaseModelConfig(Section):
+    """The frozen language model."""
+
+    name: str = Field(default="smollm2-135m-instruct")
+    """`smollm2-135m-instruct` (from the model cache), a local folder, or a Hugging Face id."""
+    cache: str = Field(default="cache/models")
+    """Folder of fetched models."""
+    device: str = Field(default="auto")
+    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16")
+    """Type of the frozen weights and activations; bank, gates and CRM stay in float32."""
+    attention: str = Field(default="sdpa")
+    """Attention implementation of transformers that takes an explicit mask: `sdpa`, `eager`."""
+    gradient_checkpointing: bool = Field(default=False)
+    """Recompute activations in the backward pass: less memory, a third more time."""
+
+
+class CRMConfig(Section):
+    """The sequential conventional recommendation model."""
+
+    embedding_dim: int = Field(default=32, ge=2)
+    """Width of an id or field embedding."""
+    state_dim: int = Field(default=64, ge=2)
+    """Width of the user state and of retrieval vectors."""
+    hidden_dims: tuple[int, ...] = Field(default=(256, 128))
+    """Widths of the CTR head; the last is the target-aware state."""
+    max_behaviors: int = Field(default=60, ge=1)
+    """Past items that target attention reads: the most relevant to the candidate."""
+    max_history: int = Field(default=1000, ge=1)
+    """Newest past events among which they are retrieved."""
+    max_recent: int = Field(default=100, ge=1)
+    """Newest past events that the user state reads."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Dropout of the CTR head."""
+    id_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of user and item ids replaced by the unknown id in training, so that it is learned."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of AdamW; linear decay to zero."""
+    weight_decay: float = Field(default=1e-5, ge=0)
+    """AdamW weight decay."""
+    batch_size: int = Field(default=512, ge=1)
+    """Global batch in rows."""
+    lanes: int = Field(default=4, ge=1)
+    """Independent streams of partitions that make up a batch; the number of workers divides it, so
+    any allowed number of workers sees the same batches."""
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the rows."""
+    retrieval_weight: float = Field(default=0.2, ge=0)
+    """Weight of the sampled softmax beside the CTR loss."""
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers."""
+    threads_per_worker: int = Field(default=2, ge=1)
+    """CPU threads and Ray CPUs of each worker."""
+    use_gpu: bool = Field(default=False)
+    """Whether each worker takes a GPU."""
+    zero_stage: int = Field(default=1, ge=0, le=3)
+    """DeepSpeed ZeRO stage."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
+    max_failures: int = Field(default=2, ge=0)
+    """Restarts after a failed worker."""
+
+
+class PromptConfig(Section):
+    """Text that the language model reads."""
+
+    scope: HistoryScope = Field(default=HistoryScope.SLATE)
+    """`slate`: candidates share one prefix. `candidate`: each has its own history text."""
+    history_size: int = Field(default=12, ge=0)
+    """Past interactions in the text."""
+    recent_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of them that are the newest; the rest are the most relevant to the candidates (to the
+    user's own centre in slate scope)."""
+    max_tokens: int = Field(default=1024, ge=64)
+    """Longest prefix plus one candidate block; the oldest history is cut first."""
+    noun: str = Field(default="movie")
+    """What an item is called."""
+    verb: str = Field(default="enjoy")
+    """What a positive label means: "Will the user <verb> this <noun>?"."""
+    positive: str = Field(default="Yes")
+    """Answer text of label 1; one token."""
+    negative: str = Field(default="No")
+    """Answer text of label 0; one token."""
+
+
+class BankConfig(Section):
+    """The bank of meta-LoRA adapters and its gates."""
+
+    num_adapters: int = Field(default=8, ge=1)
+    """N, adapters in the bank."""
+    rank: int = Field(default=8, ge=1)
+    """r, rank of each adapter."""
+    alpha: float = Field(default=16.0, gt=0)
+    """LoRA scale is alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the input of the adapters."""
+    targets: tuple[str, ...] = Field(default=("q_proj", "v_proj"))
+    """Linear layers of each attention block that the bank changes."""
+    mixing: MixingMode = Field(default=MixingMode.SUM_OF_PRODUCTS)
+    """`product_of_sums`: (sum a_k B_k)(sum a_k A_k). `sum_of_products`: sum a_k B_k A_k."""
+    gate: GateInput = Field(default=GateInput.USER)
+    """CRM output that the gates read."""
+    gate_hidden: int = Field(default=60, ge=1)
+    """Hidden width of each gate's MLP."""
+    gate_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout in each gate's MLP."""
+    temperature: float = Field(default=1.0, gt=0)
+    """T of softmax(g / T)."""
+
+
+class AdapterTrainingConfig(Section):
+    """Stage 2: bank and gates on a small text sample."""
+
+    max_slates: int = Field(default=1200, ge=1)
+    """Slates drawn from [T0, T1)."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over them."""
+    batch_slates: int = Field(default=8, ge=1)
+    """Slates of a global batch."""
+    micro_batch_slates: int = Field(default=4, ge=1)
+    """Slates in one forward pass of one worker."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak rate of the bank; warm-up, then linear decay to zero."""
+    gate_learning_rate: float = Field(default=4e-3, gt=0)
+    """Peak rate of the gates."""
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    loss: Literal["answers", "vocabulary"] = Field(default="answers")
+    """`answers`: cross-entropy on the two answer logits. `vocabulary`: over all tokens."""
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers."""
+    threads_per_worker: int = Field(default=2, ge=1)
+    """CPU threads and Ray CPUs of each worker."""
+    use_gpu: bool = Field(default=False)
+    """Whether each worker takes a GPU."""
+    zero_stage: int = Field(default=1, ge=0, le=3)
+    """DeepSpeed ZeRO stage."""
+    checkpoint_every: int = Field(default=25, ge=1)
+    """Steps between checkpoints."""
+    max_failures: int = Field(default=2, ge=0)
+    """Restarts after a failed worker."""
+
+
+class EvaluationConfig(Section):
+    """What is measured on the validation and test windows."""
+
+    validation_rows: int = Field(default=1600, ge=1)
+    """Rows (of whole users) that the language model scores on validation."""
+    test_rows: int = Field(default=2400, ge=1)
+    """Rows (of whole users) that the language model scores on test."""
+    batch_slates: int = Field(default=8, ge=1)
+    """Slates scored at a time."""
+    bootstrap_draws: int = Field(default=1000, ge=100)
+    """Draws over users behind each 95% interval."""
+    crm_seeds: tuple[int, ...] = Field(default=())
+    """Seeds of additional CRM trainings, out of time and on the whole training window, that show
+    the noise between runs; empty for none."""
+
+
+class RankingConfig(Section):
+    """How a request is answered."""
+
+    max_candidates: int = Field(default=200, ge=1)
+    """Items that the retrieval head proposes, and the most that a request may name."""
+    llm_candidates: int = Field(default=20, ge=0)
+    """M, best items by CRM that the language model re-ranks."""
+    max_k: int = Field(default=100, ge=1)
+    """Most items of an answer."""
+    max_history: int = Field(default=1000, ge=1)
+    """Newest events of a user that a request reads."""
+
+
+class EngineConfig(Section):
+    """Everything, as one file."""
+
+    run: RunConfig = Field(default=RunConfig())
+    source: SourceConfig = Field(default=SourceConfig())
+    split: SplitConfig = Field(default=SplitConfig())
+    histories: HistoryConfig = Field(default=HistoryConfig())
+    slates: SlateConfig = Field(default=SlateConfig())
+    item_text: ItemTextConfig = Field(default=ItemTextConfig())
+    base_model: BaseModelConfig = Field(default=BaseModelConfig())
+    crm: CRMConfig = Field(default=CRMConfig())
+    prompt: PromptConfig = Field(default=PromptConfig())
+    bank: BankConfig = Field(default=BankConfig())
+    adapters: AdapterTrainingConfig = Field(default=AdapterTrainingConfig())
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig())
+    ranking: RankingConfig = Field(default=RankingConfig())
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.crm.lanes % self.crm.num_workers:
+            raise ValueError(
+                f"crm.num_workers {self.crm.num_workers} must divide crm.lanes {self.crm.lanes}"
+            )
+        if self.crm.batch_size % self.crm.lanes:
+            raise ValueError(
+                f"crm.lanes {self.crm.lanes} must divide crm.batch_size {self.crm.batch_size}"
+            )
+        if self.adapters.batch_slates % self.adapters.num_workers:
+            raise ValueError(
+                f"adapters.num_workers {self.adapters.num_workers} must divide "
+                f"adapters.batch_slates {self.adapters.batch_slates}"
+            )
+        if self.prompt.scope is HistoryScope.CANDIDATE and self.bank.gate is GateInput.HYBRID:
+            raise ValueError("bank.gate 'hybrid' shares a prefix; prompt.scope must be 'slate'")
+        if self.source.rating_min >= self.source.rating_max:
+            raise ValueError("source.rating_min must be below source.rating_max")
+        return self
+
+
+class ServingConfig(Section):
+    """Arguments of the Serve application (the registry's root comes in `user_config`)."""
+
+    database_url: str = Field(default="sqlite:///state/lifelora.db")
+    """SQLAlchemy URL of events and histories: SQLite for one machine, PostgreSQL for many."""
+    model_cache: str = Field(default="cache/models")
+    """Folder of fetched base models."""
+    device: str = Field(default="auto")
+    """Device of the scorer's language model."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads of each scorer replica."""
+    max_batch_size: int = Field(default=8, ge=1)
+    """Requests that one forward pass of the language model may serve."""
+    batch_wait_s: float = Field(default=0.005, ge=0)
+    """Longest wait for a batch to fill."""
+    max_events: int = Field(default=1000, ge=1)
+    """Most events of one POST."""
+
+
+def load_config(path: str, overrides: dict[str, Any] | None = None) -> EngineConfig:
+    """Read a YAML file; `overrides` are dotted names (`{"run.seed": 3}`).
+
+    Raises ConfigError that names the setting, its value and what is allowed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"config {path!r} is not a file (working folder {os.getcwd()!r})")
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path!r} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path!r} must hold sections, got {type(values).__name__}")
+    for name, value in (overrides or {}).items():
+        section = values
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[leaf] = value
+    try:
+        return EngineConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} (got {fault['input']!r:.80})"
+            for fault in error.errors()
+        )
+        raise ConfigError(f"config {path!r}: {faults}") from error

@@ -1,0 +1,112 @@
+"""Arrow schemas of every table, and how rows become arrays.
+
+    interactions   one row per event, after validation          interactions/part-00000.parquet
+    items          the catalogue; `item` is the item's index     items.parquet
+    users          profiles                                      users.parquet
+    quarantine     refused rows with their source and reason     quarantine/part-00000.parquet
+    histories      one row per user, events oldest first         histories/part-00000.parquet
+    slates         one row per slate                             slates/part-00000.parquet
+
+A partition number is `partition_of(user_id)`: a user's rows of every table stand in files of one
+number. Fields of items and users are lists of text, a single value being a list of one.
+"""
+
+import zlib
+
+import numpy as np
+import pyarrow as pa
+
+from engine.types import History
+
+INTERACTIONS = pa.schema([
+    ("user_id", pa.string()),
+    ("item_id", pa.string()),
+    ("timestamp_s", pa.int64()),
+    ("rating", pa.float32()),       # 1 where the source has none
+    ("label", pa.int8()),           # 0 or 1; always 1 for implicit feedback
+])
+
+QUARANTINE = pa.schema([
+    ("source", pa.string()),        # file, or member of a zip
+    ("line", pa.int64()),           # 1-based line (text) or row (Parquet)
+    ("text", pa.string()),          # the row as it was read
+    ("reason", pa.string()),
+])
+
+HISTORIES = pa.schema([
+    ("user_id", pa.string()),
+    ("items", pa.list_(pa.int32())),
+    ("ratings", pa.list_(pa.float32())),
+    ("labels", pa.list_(pa.int8())),
+    ("timestamps_s", pa.list_(pa.int64())),
+])
+
+SLATES = pa.schema([
+    ("slate_id", pa.string()),                      # "<user_id>:<position of the first row>"
+    ("user_id", pa.string()),
+    ("window", pa.int8()),                          # types.Window
+    ("history_length", pa.int32()),                 # events strictly before the first row
+    ("items", pa.list_(pa.int32())),                # M candidates
+    ("labels", pa.list_(pa.int8())),
+    ("kinds", pa.list_(pa.int8())),                 # types.FeedbackKind
+    ("timestamps_s", pa.list_(pa.int64())),
+    ("row_history_lengths", pa.list_(pa.int32())),  # events strictly before each row
+])
+
+
+def items_schema(fields: tuple[str, ...]) -> pa.Schema:
+    """Return the schema of the catalogue: index (1 and up, by item id), id, title, fields."""
+    return pa.schema([
+        ("item", pa.int32()), ("item_id", pa.string()), ("title", pa.string()),
+        *[(field, pa.list_(pa.string())) for field in fields],
+    ])
+
+
+def users_schema(fields: tuple[str, ...]) -> pa.Schema:
+    """Return the schema of profiles: user id, fields."""
+    return pa.schema([
+        ("user_id", pa.string()), *[(field, pa.list_(pa.string())) for field in fields],
+    ])
+
+
+def partition_of(user_id: str, num_partitions: int) -> int:
+    """Return the partition of a user: the same in every process, version and machine."""
+    return zlib.crc32(user_id.encode()) % num_partitions
+
+
+def part_name(folder: str, partition: int) -> str:
+    """Return the file name of one partition of a table."""
+    return f"{folder}/part-{partition:05d}.parquet"
+
+
+def histories_of(table: pa.Table) -> dict[str, History]:
+    """Return the histories of one partition by user id."""
+    columns = {}
+    for name in ("items", "ratings", "labels", "timestamps_s"):
+        column = table[name].combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        offsets = column.offsets.to_numpy()
+        columns[name] = np.split(column.values.to_numpy(zero_copy_only=False), offsets[1:-1])
+    users = table["user_id"].to_pylist()
+    rows = zip(*(columns[name] for name in ("items", "ratings", "labels", "timestamps_s")), strict=True)
+    return {user: History(*row) for user, row in zip(users, rows, strict=False)}
+
+
+SCORES = pa.schema([
+    ("user_id", pa.string()),
+    ("slate_id", pa.string()),
+    ("window", pa.int8()),
+    ("item", pa.int32()),
+    ("label", pa.int8()),
+    ("kind", pa.int8()),                  # types.FeedbackKind
+    ("timestamp_s", pa.int64()),
+    ("history_length", pa.int32()),       # events strictly before the slate
+    ("popularity", pa.float32()),
+    ("crm_row_logit", pa.float32()),      # CRM with the history strictly before the row
+    ("crm_logit", pa.float32()),          # CRM with the history strictly before the slate
+    ("llm_logit", pa.float32()),          # null outside the sample, as are the next two
+    ("zero_shot_logit", pa.float32()),    # base model without the bank
+    ("shuffled_logit", pa.float32()),     # bank under another user's gates (a derangement)
+])
+"""Scores of every row of validation and test: scores/part-00000.parquet."""

@@ -1,0 +1,66 @@
+"""The frozen base model: fetched folder, local folder or Hugging Face id -> tokenizer and model."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from engine import storage
+from engine.config import BaseModelConfig
+from engine.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+FETCHED = ("smollm2-135m-instruct",)
+"""Names that `jobs/fetch_inputs.py` puts into the model cache."""
+
+
+def model_path(config: BaseModelConfig) -> str:
+    """Return the folder or Hugging Face id of the base model."""
+    if config.name not in FETCHED:
+        return config.name
+    folder = Path(config.cache) / config.name
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"base_model {config.name!r} is not in {str(folder)!r}; "
+            "run `python -m jobs.fetch_inputs` or name a local folder"
+        )
+    return str(folder)
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device; `auto` takes a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def load_tokenizer(config: BaseModelConfig) -> Any:
+    """Return the base model's tokenizer."""
+    return AutoTokenizer.from_pretrained(model_path(config))
+
+
+def load_base_model(config: BaseModelConfig) -> tuple[Any, PreTrainedModel]:
+    """Return tokenizer and frozen model in eval mode on its device."""
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path(config), dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+    )
+    model.requires_grad_(False).eval().to(device_of(config.device))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return load_tokenizer(config), model
+
+
+def base_model_digest(config: BaseModelConfig) -> dict[str, str]:
+    """Return checksums of a local base model's files; empty for a Hugging Face id."""
+    folder = Path(model_path(config))
+    if not folder.is_dir():
+        return {}
+    names = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
+    return {
+        name: storage.sha256((folder / name).read_bytes())
+        for name in names
+        if (folder / name).is_file()
+    }

@@ -1,0 +1,150 @@
+"""The only opener of files and object URIs.
+
+A URI is a local path or `s3://bucket/key`. An S3 endpoint and credentials come from the usual AWS
+variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). A write is seen whole or not at all: local
+files are written beside their place, synced and renamed; an object store's put is atomic.
+"""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the URI of something below `uri`."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def is_remote(uri: str) -> bool:
+    """Tell whether a URI is an object store's."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """Return the URI such that it means the same in every process."""
+    return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).expanduser().resolve())
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the pyarrow file system of a URI and the path in it."""
+    if not is_remote(uri):
+        return pafs.LocalFileSystem(), absolute(uri)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if uri.startswith("s3://") and endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+        fs = pafs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=region)
+        return fs, uri.removeprefix("s3://")
+    fs, path = pafs.FileSystem.from_uri(uri)
+    return fs, path
+
+
+def exists(uri: str) -> bool:
+    """Tell whether a file or folder is there."""
+    fs, path = filesystem(uri)
+    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def list_files(uri: str) -> list[str]:
+    """Return the paths of all files below a folder, relative to it, sorted; none if it is absent."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    files = [info.path for info in fs.get_file_info(selector) if info.type == pafs.FileType.File]
+    return sorted(file[len(path) :].lstrip("/") for file in files)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Return the names of the folders directly below a folder, sorted; none if it is absent."""
+    fs, path = filesystem(uri)
+    found = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Return a file's content."""
+    fs, path = filesystem(uri)
+    with fs.open_input_file(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing."""
+    if is_remote(uri):
+        fs, path = filesystem(uri)
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    target = Path(absolute(uri))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sha256(data: bytes) -> str:
+    """Return the hex digest of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_json(uri: str) -> Any:
+    """Return a JSON file's value."""
+    return json.loads(read_bytes(uri))
+
+
+def dump_json(value: Any) -> bytes:
+    """Return a JSON text with sorted keys: equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a JSON file; NaN is refused."""
+    write_bytes(uri, dump_json(value))
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Return a Parquet file as a table."""
+    fs, path = filesystem(uri)
+    return pq.read_table(path, filesystem=fs, columns=columns)
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write a Parquet file; equal tables give equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd")
+    write_bytes(uri, buffer.getvalue())
+
+
+def read_tensors(uri: str) -> Tensors:
+    """Return a safetensors file's arrays by name."""
+    return dict(load_safetensors(read_bytes(uri)))
+
+
+def write_tensors(uri: str, tensors: Tensors) -> None:
+    """Write arrays by name as safetensors."""
+    contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    write_bytes(uri, save_safetensors(contiguous))
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy one file between any two URIs."""
+    write_bytes(target, read_bytes(source))
