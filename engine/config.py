@@ -128,6 +128,10 @@ class SlateConfig(Section):
     """A slate ends where the next row is more than this many seconds after its first."""
     negatives: int = Field(default=4, ge=1)
     """Negatives drawn for each positive of implicit feedback."""
+    negative_draw: Literal["popularity", "uniform"] = Field(default="popularity")
+    """How negatives of items new to the user are drawn from the catalogue (implicit feedback):
+    in proportion to (events before T1 + 1) ^ 0.75, or uniformly. Those of a repeated item are
+    drawn uniformly from the user's own earlier items."""
 
 
 class ItemTextConfig(Section):
@@ -218,6 +222,14 @@ class PromptConfig(Section):
     user's own centre in slate scope)."""
     max_tokens: int = Field(default=1024, ge=64)
     """Longest prefix plus one candidate block; the oldest history is cut first."""
+    history_fields: tuple[str, ...] = Field(default=("genres",))
+    """Item fields shown with a past item."""
+    candidate_fields: tuple[str, ...] = Field(default=("year", "genres"))
+    """Item fields shown with a candidate."""
+    system: str = Field(
+        default="You know the user's taste in {noun}s. Answer only {positive} or {negative}."
+    )
+    """System message; may name {noun}, {positive}, {negative}."""
     noun: str = Field(default="movie")
     """What an item is called."""
     verb: str = Field(default="enjoy")
@@ -290,6 +302,20 @@ class AdapterTrainingConfig(Section):
     """Restarts after a failed worker."""
 
 
+class TargetsConfig(Section):
+    """What a run should reach; the report says which were met. None: not asked for."""
+
+    crm_auc: float | None = Field(default=None, gt=0, lt=1)
+    """Lowest test AUC (row level) of the released CRM: mean over `evaluation.crm_seeds`, or of the
+    released one if there are none."""
+    crm_full_auc: float | None = Field(default=None, gt=0, lt=1)
+    """Lowest test AUC (row level) of the CRM trained on all rows before T1: mean of the seeds."""
+    llm_auc: float | None = Field(default=None, gt=0, lt=1)
+    """Lowest test AUC of the language model alone."""
+    gate_variation: float | None = Field(default=0.05, ge=0, le=1)
+    """Lowest mean total variation between two users' gates."""
+
+
 class EvaluationConfig(Section):
     """What is measured on the validation and test windows."""
 
@@ -297,13 +323,20 @@ class EvaluationConfig(Section):
     """Rows (of whole users) that the language model scores on validation."""
     test_rows: int = Field(default=2400, ge=1)
     """Rows (of whole users) that the language model scores on test."""
+    max_rows: int = Field(default=1_000_000, ge=1)
+    """Rows of a window (of whole users, by a stable hash) on which CRM and popularity are measured;
+    the work is `bootstrap_draws` times this."""
     batch_slates: int = Field(default=8, ge=1)
     """Slates scored at a time."""
     bootstrap_draws: int = Field(default=1000, ge=100)
     """Draws over users behind each 95% interval."""
+    popularity_smoothing: float = Field(default=10.0, gt=0)
+    """Events of average quality that every item is given beside its own."""
     crm_seeds: tuple[int, ...] = Field(default=())
     """Seeds of additional CRM trainings, out of time and on the whole training window, that show
     the noise between runs; empty for none."""
+    targets: TargetsConfig = Field(default=TargetsConfig())
+    """What the run should reach."""
 
 
 class RankingConfig(Section):
@@ -353,6 +386,16 @@ class EngineConfig(Section):
             )
         if self.prompt.scope is HistoryScope.CANDIDATE and self.bank.gate is GateInput.HYBRID:
             raise ValueError("bank.gate 'hybrid' shares a prefix; prompt.scope must be 'slate'")
+        for name in (*self.prompt.history_fields, *self.prompt.candidate_fields):
+            if name not in self.source.item_fields:
+                raise ValueError(
+                    f"prompt shows item field {name!r}; source.item_fields has {self.source.item_fields}"
+                )
+        if self.source.label.kind == "implicit" and self.slates.max_size <= self.slates.negatives:
+            raise ValueError(
+                f"slates.max_size {self.slates.max_size} must be above slates.negatives "
+                f"{self.slates.negatives}: a slate holds a positive and its negatives"
+            )
         if self.source.rating_min >= self.source.rating_max:
             raise ValueError("source.rating_min must be below source.rating_max")
         return self

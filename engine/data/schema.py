@@ -15,6 +15,7 @@ import zlib
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.types import History
 
@@ -84,10 +85,8 @@ def histories_of(table: pa.Table) -> dict[str, History]:
     columns = {}
     for name in ("items", "ratings", "labels", "timestamps_s"):
         column = table[name].combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        offsets = column.offsets.to_numpy()
-        columns[name] = np.split(column.values.to_numpy(zero_copy_only=False), offsets[1:-1])
+        ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))
+        columns[name] = np.split(column.flatten().to_numpy(zero_copy_only=False), ends[:-1])
     users = table["user_id"].to_pylist()
     rows = zip(*(columns[name] for name in ("items", "ratings", "labels", "timestamps_s")), strict=True)
     return {user: History(*row) for user, row in zip(users, rows, strict=False)}
@@ -110,3 +109,15 @@ SCORES = pa.schema([
     ("shuffled_logit", pa.float32()),     # bank under another user's gates (a derangement)
 ])
 """Scores of every row of validation and test: scores/part-00000.parquet."""
+
+PROMPTS = pa.schema([
+    ("slate_id", pa.string()),
+    ("user_id", pa.string()),
+    ("window", pa.int8()),
+    ("first_slot", pa.int32()),           # place of the first candidate in its slate
+    ("prefix", pa.list_(pa.int32())),     # token ids
+    ("blocks", pa.list_(pa.list_(pa.int32()))),
+    ("labels", pa.list_(pa.int8())),
+    ("cut", pa.int32()),                  # past events that did not fit into the prompt
+])
+"""One row per prompt: a slate (slate scope) or one candidate of it (candidate scope)."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from engine import storage
@@ -48,9 +49,19 @@ def load_base_model(config: BaseModelConfig) -> tuple[Any, PreTrainedModel]:
         model_path(config), dtype=getattr(torch, config.dtype), attn_implementation=config.attention
     )
     model.requires_grad_(False).eval().to(device_of(config.device))
+    _remove_dropout(model)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return load_tokenizer(config), model
+
+
+def _remove_dropout(model: nn.Module) -> None:
+    """Make train mode (which checkpointing and the bank's own dropout need) exact for the base."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
 
 
 def base_model_digest(config: BaseModelConfig) -> dict[str, str]:

@@ -1,0 +1,358 @@
+"""Metrics of logits against labels, with intervals from a paired bootstrap over users; of gates.
+
+Arrays of one call have equal length (rows). Letters here: N rows, U users, D draws, C calibration
+bins; for gates S slates or users, G gates, K adapters. A metric that needs both labels is NaN
+where only one is there; `Estimate.interval` turns that into None. NaN among the logits is a
+DataError: a model that yields it has no metric.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from engine.errors import DataError
+from engine.types import FloatArray, IntArray
+
+METRICS = ("auc", "gauc", "gauc_mean", "log_loss", "accuracy", "ece")
+"""gauc weights a user's AUC by rows, gauc_mean does not; ece: expected calibration error."""
+
+LOWER_IS_BETTER = frozenset({"log_loss", "ece"})
+COVERAGE = 0.95
+CALIBRATION_BINS = 15
+_CHUNK_CELLS = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value and the percentile interval of its draws."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the JSON form."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A metric on the rows and on each draw of users; NaN where it is not defined."""
+
+    value: float
+    draws_D: FloatArray
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """Return the difference; it is paired, as both were measured on the same Rows and seed."""
+        return Estimate(self.value - other.value, self.draws_D - other.draws_D)
+
+    def interval(self) -> Interval | None:
+        """Return the 95% percentile interval over the defined draws, None if there is no value."""
+        defined = self.draws_D[~np.isnan(self.draws_D)]
+        if np.isnan(self.value) or not len(defined):
+            return None
+        margin = 50 * (1 - COVERAGE)
+        low, high = np.percentile(defined, [margin, 100 - margin])
+        return Interval(float(self.value), float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Whose rows they are and how they were labelled."""
+
+    users_N: IntArray
+    """0 to num_users - 1; every user has a row."""
+    labels_N: IntArray
+    num_users: int
+
+    @staticmethod
+    def of(users: IntArray, labels: IntArray) -> "Rows":
+        """Build from any user codes or ids (text works too)."""
+        found, codes = np.unique(users, return_inverse=True)
+        return Rows(codes.astype(np.int64), np.asarray(labels).astype(np.int8), len(found))
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def check_logits(logits_N: FloatArray) -> FloatArray:
+    """Return the logits as float64; raise DataError if one is not finite."""
+    logits = np.asarray(logits_N, np.float64)
+    if not np.isfinite(logits).all():
+        bad = int((~np.isfinite(logits)).sum())
+        raise DataError(f"{bad} of {len(logits)} logits are NaN or infinite")
+    return logits
+
+
+def probabilities(logits: FloatArray) -> FloatArray:
+    """Return 1 / (1 + exp(-logit)) without overflow."""
+    values: FloatArray = np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
+    return values
+
+
+def row_losses(labels_N: IntArray, logits_N: FloatArray) -> FloatArray:
+    """Return each row's cross-entropy in nats, stable for large logits."""
+    return np.logaddexp(0.0, np.where(np.asarray(labels_N) == 1, -logits_N, logits_N))
+
+
+def auc(labels_N: IntArray, logits_N: FloatArray) -> float:
+    """Return the area under the ROC curve; ties count half; NaN if only one label is there."""
+    logits = check_logits(logits_N)
+    if len(np.unique(labels_N)) < 2:
+        return float("nan")
+    return float(roc_auc_score(labels_N, logits))
+
+
+def log_loss(labels_N: IntArray, logits_N: FloatArray) -> float:
+    """Return the mean cross-entropy in nats; NaN without rows."""
+    losses = row_losses(labels_N, check_logits(logits_N))
+    return float(losses.mean()) if len(losses) else float("nan")
+
+
+def accuracy(labels_N: IntArray, logits_N: FloatArray) -> float:
+    """Return the share of rows on the right side of probability 0.5 (a logit of 0 counts as 1)."""
+    right = (check_logits(logits_N) >= 0) == (np.asarray(labels_N) == 1)
+    return float(right.mean()) if len(right) else float("nan")
+
+
+def user_aucs(rows: Rows, logits_N: FloatArray) -> FloatArray:
+    """Return each user's AUC [U]; NaN for a user with one label only. Ties count half."""
+    order = np.lexsort((logits_N, rows.users_N))
+    users, logits = rows.users_N[order], logits_N[order]
+    labels = rows.labels_N[order].astype(np.float64)
+    first_of_tie = np.ones(len(users), bool)
+    first_of_tie[1:] = (users[1:] != users[:-1]) | (logits[1:] != logits[:-1])
+    ties = np.cumsum(first_of_tie) - 1
+    starts = np.flatnonzero(first_of_tie)
+    sizes = np.diff(np.append(starts, len(users)))
+    user_starts = np.searchsorted(users, np.arange(rows.num_users))
+    ranks_N = (starts + (sizes + 1) / 2)[ties] - user_starts[users]
+    positives = np.bincount(users, labels, rows.num_users)
+    negatives = np.bincount(users, 1 - labels, rows.num_users)
+    rank_sums = np.bincount(users, ranks_N * labels, rows.num_users)
+    pairs = positives * negatives
+    wins = rank_sums - positives * (positives + 1) / 2
+    return _ratio(wins, pairs)
+
+
+def gauc(rows: Rows, logits_N: FloatArray, *, weighted: bool = True) -> float:
+    """Return the mean AUC of users with both labels, weighted by their rows or not at all."""
+    aucs = user_aucs(rows, check_logits(logits_N))
+    kept = ~np.isnan(aucs)
+    sizes = np.bincount(rows.users_N, minlength=rows.num_users)[kept]
+    weights = sizes if weighted else np.ones(len(sizes))
+    return float(np.average(aucs[kept], weights=weights)) if kept.any() else float("nan")
+
+
+def calibration_bins(logits_N: FloatArray, num_bins: int = CALIBRATION_BINS) -> IntArray:
+    """Return each row's bin: equal widths of predicted probability."""
+    bins = (probabilities(logits_N) * num_bins).astype(np.int64)
+    return np.minimum(bins, num_bins - 1)
+
+
+def calibration_error(
+    labels_N: IntArray, logits_N: FloatArray, num_bins: int = CALIBRATION_BINS
+) -> float:
+    """Return sum over bins of (share of rows) * |mean probability - positive rate|."""
+    logits = check_logits(logits_N)
+    gaps = probabilities(logits) - labels_N
+    per_bin = np.bincount(calibration_bins(logits, num_bins), gaps, num_bins)
+    return float(np.abs(per_bin).sum() / len(gaps)) if len(gaps) else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """One point of a reliability diagram."""
+
+    mean_probability: float
+    positive_rate: float
+    num_rows: int
+
+
+def reliability(
+    labels_N: IntArray, logits_N: FloatArray, num_bins: int = CALIBRATION_BINS
+) -> list[ReliabilityBin]:
+    """Return the bins that hold rows, from low to high probability."""
+    logits = check_logits(logits_N)
+    bins = calibration_bins(logits, num_bins)
+    rows_of = [np.flatnonzero(bins == k) for k in range(num_bins)]
+    predicted, labels = probabilities(logits), np.asarray(labels_N)
+    return [
+        ReliabilityBin(float(predicted[rows].mean()), float(labels[rows].mean()), len(rows))
+        for rows in rows_of if len(rows)
+    ]
+
+
+def draw_users(num_users: int, num_draws: int, seed: int, chunk: int) -> Iterator[FloatArray]:
+    """Yield how often each user is drawn, `chunk` draws at a time: [<= chunk, U].
+
+    Each draw takes `num_users` users with replacement. The draws depend on the number of users and
+    the seed alone, so two models measured on the same rows see the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    for start in range(0, num_draws, chunk):
+        yield np.stack([
+            np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
+            for _ in range(min(chunk, num_draws - start))
+        ]).astype(np.float64)
+
+
+class WeightedAUC:
+    """AUC of the same rows under many weights of users: sorts once, then O(N) for each draw."""
+
+    def __init__(self, rows: Rows, logits_N: FloatArray) -> None:
+        order = np.argsort(logits_N, kind="stable")
+        logits = logits_N[order]
+        self._users_N = rows.users_N[order]
+        self._positive_N = rows.labels_N[order].astype(np.float64)
+        steps = np.flatnonzero(logits[1:] != logits[:-1]) + 1
+        self._tie_starts = np.concatenate([np.zeros(1, np.int64), steps])
+
+    def __call__(self, weights_DU: FloatArray) -> FloatArray:
+        """Return the AUC of each draw [D]; NaN where a draw has one label only.
+
+        sum over ties t of pos_t * (neg before t + neg_t / 2), over all pairs.
+        """
+        weights_DN = weights_DU[:, self._users_N]
+        positive_DN = weights_DN * self._positive_N
+        positive = np.add.reduceat(positive_DN, self._tie_starts, axis=1)
+        negative = np.add.reduceat(weights_DN - positive_DN, self._tie_starts, axis=1)
+        before = np.cumsum(negative, axis=1) - negative
+        wins = (positive * (before + negative / 2)).sum(axis=1)
+        return _ratio(wins, positive.sum(axis=1) * negative.sum(axis=1))
+
+
+class UserSums:
+    """Sums over each user's rows from which every metric but AUC follows for any draw of users."""
+
+    def __init__(self, rows: Rows, logits_N: FloatArray) -> None:
+        users, count = rows.users_N, rows.num_users
+        aucs = user_aucs(rows, logits_N)
+        ranked = (~np.isnan(aucs)).astype(np.float64)
+        aucs = np.nan_to_num(aucs)
+        sizes = np.bincount(users, minlength=count).astype(np.float64)
+        right = (logits_N >= 0) == (rows.labels_N == 1)
+        self._sums_UK = np.stack([
+            sizes, np.bincount(users, row_losses(rows.labels_N, logits_N), count),
+            np.bincount(users, right, count),
+            aucs * sizes, ranked * sizes, aucs, ranked,
+        ], axis=1)
+        cells = users * CALIBRATION_BINS + calibration_bins(logits_N)
+        gaps = np.bincount(
+            cells, probabilities(logits_N) - rows.labels_N, count * CALIBRATION_BINS
+        )
+        self._gaps_UC = gaps.reshape(count, CALIBRATION_BINS)
+
+    def __call__(self, weights_DU: FloatArray) -> dict[str, FloatArray]:
+        """Return each metric of each draw [D]."""
+        size, loss, right, auc_rows, rows, auc_users, users = (weights_DU @ self._sums_UK).T
+        gaps_DC = np.abs(weights_DU @ self._gaps_UC)
+        return {
+            "gauc": _ratio(auc_rows, rows), "gauc_mean": _ratio(auc_users, users),
+            "log_loss": _ratio(loss, size), "accuracy": _ratio(right, size),
+            "ece": _ratio(gaps_DC.sum(axis=1), size),
+        }
+
+
+def measure(
+    rows: Rows, logits_N: FloatArray, *, num_draws: int, seed: int
+) -> dict[str, Estimate]:
+    """Return every metric of METRICS with its draws over users.
+
+    Two models measured on the same Rows with one seed are paired: subtract their estimates. Time
+    is O(num_draws * N) and memory is bounded by a chunk of draws.
+    """
+    logits = check_logits(logits_N)
+    if len(logits) != len(rows):
+        raise DataError(f"{len(logits)} logits for {len(rows)} rows")
+    if not len(rows):
+        raise DataError("no rows to measure")
+    weighted_auc, sums = WeightedAUC(rows, logits), UserSums(rows, logits)
+
+    def metrics(weights_DU: FloatArray) -> dict[str, FloatArray]:
+        return {"auc": weighted_auc(weights_DU), **sums(weights_DU)}
+
+    once = metrics(np.ones((1, rows.num_users)))
+    chunk = max(1, _CHUNK_CELLS // len(rows))
+    parts = [metrics(each) for each in draw_users(rows.num_users, num_draws, seed, chunk)]
+    return {
+        name: Estimate(float(once[name][0]), np.concatenate([part[name] for part in parts]))
+        for name in METRICS
+    }
+
+
+def differences(
+    first: Mapping[str, Estimate], second: Mapping[str, Estimate]
+) -> dict[str, Interval | None]:
+    """Return the paired interval of first - second for each metric."""
+    return {name: first[name].minus(second[name]).interval() for name in METRICS}
+
+
+@dataclass(frozen=True, slots=True)
+class GateStatistics:
+    """How gates route: sharply or evenly, and how much they differ between users."""
+
+    num_users: int
+    num_gates: int
+    num_adapters: int
+    entropy: float
+    """Mean entropy of a gate in nats."""
+    entropy_share: float
+    """The same over ln K: 1 is uniform, 0 is one adapter alone."""
+    load_K: tuple[float, ...]
+    """Mean weight of each adapter."""
+    load_entropy_share: float
+    """Entropy of the mean weights of each gate over ln K: how evenly the bank is used."""
+    variation: float
+    """Mean total variation, 0.5 * sum_k |a_k - b_k|, over all pairs of users and all gates."""
+    variation_G: tuple[float, ...]
+    """The same for each gate."""
+    spread: float
+    """Mean standard deviation of a weight over users."""
+
+
+def entropies(gates: FloatArray) -> FloatArray:
+    """Return -sum a ln a over the last axis, in nats; 0 ln 0 is 0."""
+    gates = np.asarray(gates, np.float64)
+    logs = np.log(gates, out=np.zeros_like(gates), where=gates > 0)
+    summed: FloatArray = -(gates * logs).sum(axis=-1)
+    return summed
+
+
+def pairwise_variation(gates_SGK: FloatArray) -> FloatArray:
+    """Return the mean total variation over all pairs, for each gate [G]; zeros for one user.
+
+    Exact without visiting pairs: sorted values x_(i) give sum_(i<j) |x_i - x_j| =
+    sum_i (2 i - S + 1) x_(i).
+    """
+    num = len(gates_SGK)
+    if num < 2:
+        return np.zeros(gates_SGK.shape[1])
+    factors_S = 2.0 * np.arange(num) - num + 1
+    gaps_GK = np.tensordot(factors_S, np.sort(gates_SGK.astype(np.float64), axis=0), axes=1)
+    mean_G: FloatArray = gaps_GK.sum(axis=-1) / (num * (num - 1))
+    return mean_G
+
+
+def gate_statistics(gates_SGK: FloatArray) -> GateStatistics:
+    """Return the statistics of gates [S, G, K], one entry for each user; weights sum to 1."""
+    if gates_SGK.ndim != 3 or not gates_SGK.size:
+        raise DataError(f"gates must be [users, gates, adapters], got shape {gates_SGK.shape}")
+    num_users, num_gates, num_adapters = gates_SGK.shape
+    gates = check_logits(gates_SGK)
+    full = np.log(num_adapters) if num_adapters > 1 else 1.0
+    entropy = float(entropies(gates).mean())
+    variation_G = pairwise_variation(gates)
+    return GateStatistics(
+        num_users, num_gates, num_adapters, entropy, entropy / full,
+        tuple(gates.mean(axis=(0, 1)).tolist()),
+        float(entropies(gates.mean(axis=0)).mean() / full),
+        float(variation_G.mean()), tuple(variation_G.tolist()), float(gates.std(axis=0).mean()),
+    )
+
+
+def _ratio(top: FloatArray, bottom: FloatArray | IntArray) -> FloatArray:
+    ratio: FloatArray = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+    return ratio

@@ -1,0 +1,240 @@
+"""Frozen base model + bank + router: (packed prompts, CRM output) -> one logit per candidate.
+
+The logit is the log-odds of the positive over the negative answer token at a candidate's last
+position. Only those positions pass through the two answer rows of the output head.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import storage
+from engine.config import BankConfig, BaseModelConfig, PromptConfig
+from engine.errors import ArtifactError
+from engine.models.base import load_base_model
+from engine.models.lora import Gates, install_bank
+from engine.models.packing import PackedBatch, pack
+from engine.models.router import Router
+from engine.prompts.tokens import Answers, answer_tokens
+from engine.types import CRMOutput, FloatArray, GateInput, SlatePrompt
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """CRM output of B prompts, as the router reads it."""
+
+    user_BD: Tensor
+    target_BMD: Tensor
+    """Target-aware state of each candidate; zeros where there is none."""
+
+    def take(self, order: Sequence[int] | Tensor) -> "States":
+        """Return these rows."""
+        return States(self.user_BD[order], self.target_BMD[order])
+
+
+def stack_states(outputs: Sequence[CRMOutput], device: torch.device | str = "cpu") -> States:
+    """Return the states of several prompts, padded to the most candidates."""
+    slots = max(len(output.target_states_MD) for output in outputs)
+    width = outputs[0].target_states_MD.shape[1]
+    target_BMD = np.zeros((len(outputs), slots, width), np.float32)
+    for row, output in enumerate(outputs):
+        target_BMD[row, : len(output.target_states_MD)] = output.target_states_MD
+    user_BD = np.stack([output.user_state_D for output in outputs]).astype(np.float32)
+    return States(torch.from_numpy(user_BD).to(device), torch.from_numpy(target_BMD).to(device))
+
+
+class PersonalizedLLM(nn.Module):
+    """A frozen language model whose attention follows each user's mix of the bank."""
+
+    def __init__(
+        self,
+        base: nn.Module,
+        tokenizer: Any,
+        bank: BankConfig,
+        prompt: PromptConfig,
+        state_dims: tuple[int, int],
+    ) -> None:
+        """`state_dims`: width of the CRM's user state and of its target-aware state."""
+        super().__init__()
+        self.config = bank
+        self.state_dims = state_dims
+        self.answers: Answers = answer_tokens(tokenizer, prompt)
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.blocks = install_bank(base, bank)
+        self.base = base
+        num_gates = len(self.blocks) * len(bank.targets)
+        device = next(base.parameters()).device
+        self.user_router = self.target_router = None
+        if bank.gate is not GateInput.TARGET:
+            self.user_router = Router(state_dims[0], num_gates, bank).to(device)
+        if bank.gate is not GateInput.USER:
+            self.target_router = Router(state_dims[1], num_gates, bank).to(device)
+        for block in self.blocks:
+            block.banks.to(device=device, dtype=torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts must be."""
+        return next(self.base.parameters()).device
+
+    # ----- gates
+
+    def weights(self, states: States) -> Tensor:
+        """Return mixing weights [B, P, G, N]: P = 1 (user), M (target) or 1 + M (hybrid)."""
+        parts = []
+        if self.user_router is not None:
+            parts.append(self.user_router(states.user_BD)[:, None])
+        if self.target_router is not None:
+            rows, slots, _ = states.target_BMD.shape
+            flat = self.target_router(states.target_BMD.flatten(0, 1))
+            parts.append(flat.unflatten(0, (rows, slots)))
+        return torch.cat(parts, dim=1)
+
+    def segment_gates(self, weights_BPGN: Tensor, batch: PackedBatch) -> Gates:
+        """Give every token its segment's weights.
+
+        `target` gates change the prefix too, so such a prompt has one candidate.
+        """
+        if self.config.gate is GateInput.HYBRID:
+            return Gates(weights_BPGN, batch.segments_BT)
+        if weights_BPGN.shape[1] != 1:
+            raise ValueError(
+                f"{self.config.gate} gates need one row of weights a prompt, got "
+                f"{weights_BPGN.shape[1]}; score each candidate in its own prompt"
+            )
+        return Gates(weights_BPGN)
+
+    # ----- scores
+
+    def answer_states(self, batch: PackedBatch, gates: Gates | None) -> Tensor:
+        """Return the last hidden state at every answer position, [B, M, D]."""
+        hidden_BTD = self.base.get_decoder()(
+            input_ids=batch.input_ids_BT, attention_mask=batch.mask_B1TT,
+            position_ids=batch.positions_BT, use_cache=False, gates=gates,
+        ).last_hidden_state
+        index_BMD = batch.answers_BM[:, :, None].expand(-1, -1, hidden_BTD.shape[-1])
+        answer_BMD: Tensor = hidden_BTD.gather(1, index_BMD)
+        return answer_BMD
+
+    def logits(self, answer_BMD: Tensor) -> Tensor:
+        """Return the log-odds of the positive over the negative answer, [B, M], float32."""
+        head_VD = self.base.get_output_embeddings().weight
+        direction_D = (head_VD[self.answers.positive].float() - head_VD[self.answers.negative].float())
+        return answer_BMD.float() @ direction_D
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        states: States,
+        labels_BM: Tensor | None = None,
+        over_vocabulary: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (logits, or with labels the losses [B, M]; mixing weights [B, P, G, N])."""
+        weights_BPGN = self.weights(states)
+        answer_BMD = self.answer_states(batch, self.segment_gates(weights_BPGN, batch))
+        if labels_BM is None:
+            return self.logits(answer_BMD), weights_BPGN
+        return self.losses(answer_BMD, labels_BM, over_vocabulary), weights_BPGN
+
+    def losses(self, answer_BMD: Tensor, labels_BM: Tensor, over_vocabulary: bool) -> Tensor:
+        """Return the cross-entropy of each answer, over two answers or the whole vocabulary."""
+        if not over_vocabulary:
+            return F.binary_cross_entropy_with_logits(
+                self.logits(answer_BMD), labels_BM, reduction="none"
+            )
+        logits_BMV = self.base.get_output_embeddings()(answer_BMD).float()
+        answers = torch.tensor(
+            [self.answers.negative, self.answers.positive], device=labels_BM.device
+        )
+        return F.cross_entropy(
+            logits_BMV.flatten(0, 1), answers[labels_BM.long()].flatten(), reduction="none"
+        ).view_as(labels_BM)
+
+    # ----- serving
+
+    @torch.inference_mode()
+    def gates(self, output: CRMOutput) -> FloatArray:
+        """Return one request's mixing weights, float32 [P, G, N]."""
+        weights: FloatArray = self.weights(stack_states([output], self.device))[0].cpu().numpy()
+        return weights
+
+    @torch.inference_mode()
+    def score(
+        self, prompts: Sequence[SlatePrompt], gates: Sequence[FloatArray] | None
+    ) -> list[FloatArray]:
+        """Return logits [M] of each prompt, all prompts in one batch, each under its own gates.
+
+        `gates[i]` is [P, G, N]; None scores with the base model alone.
+        """
+        batch = pack(prompts, pad_id=self.pad_id, device=self.device)
+        bound = None
+        if gates is not None:
+            segments = max(len(weights) for weights in gates)
+            padded = np.zeros((len(gates), segments, *gates[0].shape[1:]), np.float32)
+            for row, weights in enumerate(gates):
+                padded[row, : len(weights)] = weights
+            bound = self.segment_gates(torch.from_numpy(padded).to(self.device), batch)
+        logits_BM = self.logits(self.answer_states(batch, bound)).cpu().numpy()
+        return [row[: len(p.blocks)] for row, p in zip(logits_BM, prompts, strict=True)]
+
+    # ----- files
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """Return what training changes, by the names of the release file."""
+        named = {
+            f"bank.{number}.{target}.{name}": parameter
+            for number, block in enumerate(self.blocks)
+            for target, bank in block.banks.items()
+            for name, parameter in bank.named_parameters()
+        }
+        for prefix, router in (("user_router", self.user_router), ("target_router", self.target_router)):
+            if router is not None:
+                named |= {f"{prefix}.{name}": p for name, p in router.named_parameters()}
+        return named
+
+    def save(
+        self, folder: str, weights: Mapping[str, FloatArray], crm_key: str, prompt: PromptConfig
+    ) -> None:
+        """Write bank.safetensors and bank.json; `weights` are this module's, by parameter name."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        storage.write_tensors(storage.join(folder, "bank.safetensors"), {
+            name: weights[names[id(parameter)]]
+            for name, parameter in self.adapter_parameters().items()
+        })
+        storage.write_json(storage.join(folder, "bank.json"), {
+            "bank": self.config.settings(), "prompt": prompt.settings(),
+            "state_dims": list(self.state_dims), "crm_key": crm_key,
+        })
+
+    def load_adapters(self, folder: str) -> None:
+        """Read bank.safetensors; every weight must be there, and no other."""
+        tensors = storage.read_tensors(storage.join(folder, "bank.safetensors"))
+        parameters = self.adapter_parameters()
+        if tensors.keys() != parameters.keys():
+            odd = sorted(tensors.keys() ^ parameters.keys())[:5]
+            raise ArtifactError(f"bank in {folder} does not fit the base model: {odd} differ")
+        for name, parameter in parameters.items():
+            if tensors[name].shape != tuple(parameter.shape):
+                raise ArtifactError(
+                    f"{name} in {folder} has shape {tensors[name].shape}, "
+                    f"the base model needs {tuple(parameter.shape)}"
+                )
+            parameter.data.copy_(torch.from_numpy(tensors[name]))
+
+    @classmethod
+    def load(cls, base_config: BaseModelConfig, folder: str) -> Self:
+        """Return the released model, frozen and in eval mode."""
+        facts = storage.read_json(storage.join(folder, "bank.json"))
+        tokenizer, base = load_base_model(base_config)
+        model = cls(
+            base, tokenizer, BankConfig.model_validate(facts["bank"]),
+            PromptConfig.model_validate(facts["prompt"]), tuple(facts["state_dims"]),
+        )
+        model.load_adapters(folder)
+        model.requires_grad_(False).eval()
+        return model

@@ -1,0 +1,166 @@
+"""Profile, history and candidates -> the text that the language model reads, as token ids.
+
+    <chat frame: system>  You predict ...
+    <chat frame: user>    About the user: gender F; age 24.
+                          Average rating 3.6 over 85 movies; liked 47%.
+                          History, newest last:
+                          - Fargo (Crime, Drama): 5
+                          ...                                            <- end of the prefix
+                          Will the user enjoy the movie Heat (1995; Action)?
+    <chat frame: answer>                                                 <- end of a block
+
+In slate scope all candidates of a request stand behind one prefix, which is chosen without looking
+at them. In candidate scope each has its own prefix, chosen for it. Pieces are encoded apart and
+joined, so a packed prompt and a separate one have the same tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.config import PromptConfig, SourceConfig
+from engine.data.catalogue import Catalogue
+from engine.errors import PromptError
+from engine.prompts.tokens import TextEncoder, chat_frame
+from engine.types import FloatArray, History, HistoryScope, IntArray, Profile, SlatePrompt
+
+@dataclass(frozen=True, slots=True)
+class BuiltPrompt:
+    """A prompt, and which past events its text shows."""
+
+    prompt: SlatePrompt
+    shown: IntArray
+    """Positions in the history, oldest first."""
+    cut: int = 0
+    """Chosen past events that did not fit."""
+
+
+class PromptBuilder:
+    """Builds prompts for one catalogue and base model."""
+
+    def __init__(
+        self,
+        config: PromptConfig,
+        source: SourceConfig,
+        tokenizer: Any,
+        catalogue: Catalogue,
+        item_vectors: FloatArray,
+    ) -> None:
+        """`item_vectors`: unit rows by item index, [items + 1, dims]."""
+        self.config, self.source = config, source
+        self.catalogue, self.item_vectors = catalogue, item_vectors
+        self.encoder = TextEncoder(tokenizer)
+        self.frame = chat_frame(
+            tokenizer,
+            config.system.format(
+                noun=config.noun, positive=config.positive, negative=config.negative
+            ),
+        )
+
+    def build(self, history: History, profile: Profile, candidates: IntArray) -> BuiltPrompt:
+        """Return one prompt for all candidates (slate scope)."""
+        blocks = [self._block(int(item)) for item in candidates]
+        return self._with_prefix(history, profile, self._user_centre(history), blocks)
+
+    def build_all(
+        self, history: History, profile: Profile, candidates: IntArray
+    ) -> list[BuiltPrompt]:
+        """Return the prompts of a request: one (slate scope) or one per candidate."""
+        if self.config.scope is HistoryScope.SLATE:
+            return [self.build(history, profile, candidates)]
+        return [
+            self._with_prefix(
+                history, profile, self.item_vectors[int(item)], [self._block(int(item))]
+            )
+            for item in candidates
+        ]
+
+    # ----- which past events
+
+    def _user_centre(self, history: History) -> FloatArray:
+        """Return the mean vector of what the user liked: it does not look at any candidate."""
+        liked = history.items[history.labels > 0]
+        if len(liked) == 0:
+            return np.zeros(self.item_vectors.shape[1], np.float32)
+        centre: FloatArray = self.item_vectors[liked].mean(axis=0)
+        return centre
+
+    def _choose(self, history: History, focus: FloatArray) -> IntArray:
+        """Return positions of past events: the newest, then those most similar to `focus`."""
+        size = min(self.config.history_size, len(history))
+        newest = min(size, max(0, round(self.config.history_size * self.config.recent_share)))
+        older = len(history) - newest
+        similarity = self.item_vectors[history.items[:older]] @ focus
+        ranked = np.lexsort((-np.arange(older), -similarity))     # ties: the newer first
+        relevant = ranked[: size - newest]
+        return np.sort(np.concatenate([relevant, np.arange(older, len(history))])).astype(np.int32)
+
+    # ----- text
+
+    def _with_prefix(
+        self,
+        history: History,
+        profile: Profile,
+        focus: FloatArray,
+        blocks: Sequence[IntArray],
+    ) -> BuiltPrompt:
+        """Join frame, profile and as much of the chosen history as fits, newest kept."""
+        chosen = self._choose(history, focus)
+        opening = [*self.frame.head, *self._text(self._profile_text(history, profile))]
+        lines = [self._text(self._event_text(history, int(position))) for position in chosen]
+        room = self.config.max_tokens - len(opening) - max(len(block) for block in blocks)
+        if room < 0:
+            raise PromptError(
+                f"profile and candidate take {self.config.max_tokens - room} tokens, "
+                f"prompt.max_tokens is {self.config.max_tokens}"
+            )
+        kept = _newest_that_fit([len(line) for line in lines], room)
+        first = len(lines) - kept
+        prefix = np.array([*opening, *(t for line in lines[first:] for t in line)], np.int32)
+        return BuiltPrompt(SlatePrompt(prefix, blocks), chosen[first:], cut=first)
+
+    def _text(self, text: str) -> tuple[int, ...]:
+        return self.encoder.encode(text)
+
+    def _profile_text(self, history: History, profile: Profile) -> str:
+        noun = self.config.noun
+        known = [f"{name} {', '.join(v)}" for name, v in (profile.fields or {}).items() if v]
+        who = f"About the user: {'; '.join(known)}.\n" if known else ""
+        if len(history) == 0:
+            return f"{who}No {noun} yet.\n"
+        rate = f"Average rating {history.ratings.mean():.1f} over {len(history)} {noun}s, "
+        rate += f"liked {100 * history.labels.mean():.0f}%.\n"
+        if self.source.label.kind == "implicit":
+            rate = f"Chose {len(history)} {noun}s so far.\n"
+        return f"{who}{rate}History, newest last:\n"
+
+    def _event_text(self, history: History, position: int) -> str:
+        item = int(history.items[position])
+        text = f"- {self.catalogue.titles[item]}{self._fields(item, self.config.history_fields)}"
+        if self.source.label.kind == "implicit":
+            return text + "\n"
+        return f"{text}: {history.ratings[position]:g}\n"
+
+    def _block(self, item: int) -> IntArray:
+        """Return the candidate's question and the frame's end; its last token is the answer position."""
+        shown = self.catalogue.titles[item] + self._fields(item, self.config.candidate_fields)
+        question = f"Will the user {self.config.verb} the {self.config.noun} {shown}?"
+        return np.array([*self._text(question), *self.frame.tail], np.int32)
+
+    def _fields(self, item: int, names: Sequence[str]) -> str:
+        values = [", ".join(self.catalogue.fields[name][item]) for name in names]
+        shown = "; ".join(value for value in values if value)
+        return f" ({shown})" if shown else ""
+
+
+def _newest_that_fit(sizes: Sequence[int], room: int) -> int:
+    """Return how many of the last pieces fit into `room` together."""
+    kept = 0
+    for size in reversed(sizes):
+        if size > room:
+            break
+        room -= size
+        kept += 1
+    return kept

@@ -1,0 +1,201 @@
+"""Scores of validation and test -> tables of metrics for each model, window, rows and kind.
+
+    rows "all"      every row of the window (bounded by evaluation.max_rows): popularity and CRM
+    rows "sample"   the rows that the language model scored: all models, paired
+    kind            "all"; for implicit feedback also "repeat" and "new" apart
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engine import metrics, storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig, EvaluationConfig
+from engine.errors import ArtifactError
+from engine.metrics import METRICS, Estimate, Interval
+from engine.models.fusion import Fusion
+from engine.stages.score_rows import ScoreRows, read_all, read_sample, sample_slates
+from engine.types import FeedbackKind, FloatArray, Window
+
+DIFFERENCES = (
+    ("llm", "zero_shot"), ("llm", "shuffled"), ("llm", "popularity"),
+    ("fused", "crm"), ("fused", "crm_calibrated"), ("fused", "llm"), ("crm_row", "crm"),
+)
+KINDS = {"repeat": FeedbackKind.REPEAT, "new": FeedbackKind.NEW}
+HISTORY_LENGTHS = {"under 20": (0, 20), "20 to 99": (20, 100), "100 to 499": (100, 500),
+                   "500 and over": (500, 2**31)}
+MAX_HEAT_MAP_USERS = 40
+GATES_FILE = "gates.safetensors"
+SLATES_FILE = "slates.json"
+MIN_CHANGE = 0.01
+"""A logit that moves less is taken as rounding (bfloat16, another batch)."""
+
+
+def compare_models(scores: Artifact, fusion: Fusion, config: EngineConfig) -> dict[str, Any]:
+    """Return JSON: tables, history_lengths, reliability, shuffle, gates, gates_heat_map."""
+    tables, lengths = [], []
+    for window in (Window.VALIDATION, Window.TEST):
+        name = window.name.lower()
+        everything = read_all(scores, window, max_rows=config.evaluation.max_rows)
+        sample = read_sample(scores, window)
+        for rows, group in (("all", everything), ("sample", sample)):
+            tables += _tables(name, rows, group, fusion, config)
+        if window is Window.TEST:
+            lengths = _by_history_length(sample, fusion, config)
+    logits = model_logits(sample, fusion)
+    return {
+        "tables": tables, "history_lengths": lengths, "reliability": _reliability(sample, logits),
+        "shuffle": _shuffle_effect(logits), **_gates(scores),
+    }
+
+
+def model_logits(group: ScoreRows, fusion: Fusion) -> dict[str, FloatArray]:
+    """Return each model's logits, by the names used in reports.
+
+    popularity: calibrated on validation. crm_row, crm: the CRM's own, with the history before the
+    row and before the slate. crm_calibrated: the answer without the language model. zero_shot,
+    llm, shuffled: the language model's own. fused: the final answer.
+    """
+    scores = group.scores
+    logits = {
+        "popularity": fusion.popularity.apply(scores["popularity"]),
+        "crm_row": scores["crm_row_logit"], "crm": scores["crm_logit"],
+        "crm_calibrated": fusion.crm.apply(scores["crm_logit"]),
+    }
+    for name in ("zero_shot", "llm", "shuffled"):
+        if f"{name}_logit" in scores:
+            logits[name] = scores[f"{name}_logit"]
+    if "llm" in logits:
+        logits["fused"] = fusion.combine(scores["crm_logit"], scores["llm_logit"])
+    return logits
+
+
+def _tables(
+    window: str, rows: str, group: ScoreRows, fusion: Fusion, config: EngineConfig
+) -> list[dict[str, Any]]:
+    groups = {"all": group}
+    for name, kind in KINDS.items():
+        if (group.kinds == kind).any():
+            groups[name] = group.of_kind(kind)
+    return [
+        {"window": window, "rows": rows, "kind": name, **_table(each, fusion, config)}
+        for name, each in groups.items()
+    ]
+
+
+def _table(group: ScoreRows, fusion: Fusion, config: EngineConfig) -> dict[str, Any]:
+    estimates = _estimates(group, fusion, config)
+    return {
+        **_counts(group),
+        "models": {name: _intervals(each) for name, each in estimates.items()},
+        "differences": {
+            f"{one} - {other}": {
+                name: _json(each)
+                for name, each in metrics.differences(estimates[one], estimates[other]).items()
+            }
+            for one, other in DIFFERENCES if one in estimates and other in estimates
+        },
+    }
+
+
+def _estimates(
+    group: ScoreRows, fusion: Fusion, config: EngineConfig
+) -> dict[str, dict[str, Estimate]]:
+    settings: EvaluationConfig = config.evaluation
+    return {
+        name: metrics.measure(
+            group.rows, logits, num_draws=settings.bootstrap_draws, seed=config.run.seed
+        )
+        for name, logits in model_logits(group, fusion).items()
+    }
+
+
+def _counts(group: ScoreRows) -> dict[str, int]:
+    return {
+        "num_rows": len(group.rows), "num_users": group.rows.num_users,
+        "num_positives": int(group.rows.labels_N.sum()), "num_rows_in_window": group.total,
+    }
+
+
+def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: _json(estimates[name].interval()) for name in METRICS}
+
+
+def _json(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else interval.to_json()
+
+
+def _by_history_length(
+    sample: ScoreRows, fusion: Fusion, config: EngineConfig
+) -> list[dict[str, Any]]:
+    buckets = []
+    for name, (low, high) in HISTORY_LENGTHS.items():
+        inside = (sample.history_lengths >= low) & (sample.history_lengths < high)
+        if inside.any():
+            group = sample.where(inside)
+            models = {
+                model: _json(estimates["auc"].interval())
+                for model, estimates in _estimates(group, fusion, config).items()
+            }
+            buckets.append({"history_length": name, **_counts(group), "auc": models})
+    return buckets
+
+
+def _reliability(sample: ScoreRows, logits: Mapping[str, FloatArray]) -> dict[str, Any]:
+    return {
+        name: [
+            {"probability": point.mean_probability, "rate": point.positive_rate,
+             "rows": point.num_rows}
+            for point in metrics.reliability(sample.rows.labels_N, logits[name])
+        ]
+        for name in ("crm", "crm_calibrated", "llm", "fused") if name in logits
+    }
+
+
+def _shuffle_effect(logits: Mapping[str, FloatArray]) -> dict[str, float] | None:
+    if "shuffled" not in logits:
+        return None
+    change = np.abs(logits["llm"].astype(np.float64) - logits["shuffled"])
+    return {
+        "changed_share": float((change > MIN_CHANGE).mean()),
+        "mean_absolute_change": float(change.mean()),
+    }
+
+
+def _gates(scores: Artifact) -> dict[str, Any]:
+    """Return statistics over users and the heat map's rows, from test.
+
+    A user counts once, with the first test slate; a slate counts with its first gates (those of
+    its user, or of its first candidate under `target` gates).
+    """
+    if scores.path(GATES_FILE) not in scores.files():
+        return {"gates": None, "gates_heat_map": []}
+    gates_UGK = _user_gates(scores)
+    found = metrics.gate_statistics(gates_UGK)
+    heat_map_UK = gates_UGK[:MAX_HEAT_MAP_USERS].mean(axis=1)
+    return {
+        "gates": {
+            "num_users": found.num_users, "num_gates": found.num_gates,
+            "num_adapters": found.num_adapters, "entropy": found.entropy,
+            "entropy_share": found.entropy_share, "load": list(found.load_K),
+            "load_entropy_share": found.load_entropy_share, "variation": found.variation,
+            "variation_by_gate": list(found.variation_G), "spread": found.spread,
+        },
+        "gates_heat_map": np.round(heat_map_UK.astype(np.float64), 4).tolist(),
+    }
+
+
+def _user_gates(scores: Artifact) -> FloatArray:
+    gates_SGK = storage.read_tensors(scores.path(GATES_FILE))["gates"]
+    slates = storage.read_json(scores.path(SLATES_FILE))["slate_ids"]
+    if len(slates) != len(gates_SGK):
+        raise ArtifactError(f"{len(gates_SGK)} gates for {len(slates)} slates in {scores.uri}")
+    places = {slate: place for place, slate in enumerate(slates)}
+    firsts: dict[str, int] = {}
+    for slate, user in sample_slates(scores, Window.TEST).items():
+        if slate not in places:
+            raise ArtifactError(f"slate {slate!r} of the test sample has no gates in {scores.uri}")
+        firsts.setdefault(user, places[slate])
+    return gates_SGK[list(firsts.values())]

@@ -1,0 +1,84 @@
+"""Catalogue -> one unit text vector for each item, and the projector that made it (Ray Data).
+
+    vectors.safetensors    vectors [items + 1, D] (row 0 is zero), mean [H], components [D, H]
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from engine import artifacts, storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.data.catalogue import Catalogue
+from engine.models.base import base_model_digest
+from engine.models.text_encoder import load_encoder
+from engine.retrieval.item_text import fit_projector, item_text
+from engine.stages.partitions import collect
+
+VECTORS = "vectors.safetensors"
+
+
+def embed_items(run: str, config: EngineConfig, histories: Artifact) -> Artifact:
+    """Return the artifact "item_text"; the encoder runs in one actor."""
+    write = partial(_write, config=config, histories=histories)
+    settings = {
+        "item_text": config.item_text.settings(), "item_fields": list(config.source.item_fields),
+        **_encoder_identity(config),
+    }
+    return artifacts.make(storage.absolute(run), "item_text", settings, [histories], write)
+
+
+def _encoder_identity(config: EngineConfig) -> dict[str, Any]:
+    """Return what names the encoder's weights."""
+    if config.item_text.encoder != "base_model":
+        return {}
+    return {
+        "base_model": config.base_model.name, "dtype": config.base_model.dtype,
+        "digest": base_model_digest(config.base_model),
+    }
+
+
+def _write(uri: str, *, config: EngineConfig, histories: Artifact) -> dict[str, Any]:
+    table = storage.read_table(histories.path("items.parquet"))
+    raw_IH = _encode_all(Catalogue.from_table(table, config.source.item_fields), config)
+    projector = fit_projector(raw_IH, config.item_text.dims)
+    vectors_ID = projector.project(raw_IH)
+    unknown_1D = np.zeros((1, config.item_text.dims), np.float32)
+    storage.write_tensors(storage.join(uri, VECTORS), {
+        "vectors": np.concatenate([unknown_1D, vectors_ID]),
+        "mean": projector.mean_H, "components": projector.components_DH,
+    })
+    return {"items": len(vectors_ID), "dims": config.item_text.dims, "raw_dims": raw_IH.shape[1]}
+
+
+def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.float32]:
+    """Return the raw vectors of items 1 and up."""
+    rows = [
+        {"item": item, "text": item_text(
+            catalogue.titles[item],
+            {name: values[item] for name, values in catalogue.fields.items()},
+        )}
+        for item in range(1, len(catalogue))
+    ]
+    use_gpu = config.base_model.device.startswith("cuda")
+    encoded = ray.data.from_items(rows).map_batches(
+        _Encoder, fn_constructor_args=(config,), batch_size=config.item_text.batch_size,
+        batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1,
+        num_gpus=1 if use_gpu else 0,
+    )
+    by_item = {int(row["item"]): row["raw"] for row in collect(encoded)}
+    return np.stack([by_item[item] for item in range(1, len(catalogue))])
+
+
+class _Encoder:
+    """Actor: holds the encoder."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._encoder = load_encoder(config.item_text, config.base_model)
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        return {"item": batch["item"], "raw": self._encoder.encode(list(batch["text"]))}

@@ -1,0 +1,66 @@
+"""Stage: histories -> popularity (kind "popularity"): counts of each item before T1.
+
+Partitions are counted in parallel; each yields two vectors of the catalogue's length, added here.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray.data
+
+from engine import artifacts, storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.data.splits import read_timeline
+from engine.models import popularity
+from engine.models.popularity import Popularity, count_events
+from engine.types import IntArray
+
+KIND = "popularity"
+
+
+def count_popularity(run: str, config: EngineConfig, histories: Artifact) -> Artifact:
+    """Return popularity.safetensors: scores, positives and events by item, from before T1."""
+    implicit = config.source.label.kind == "implicit"
+    smoothing = config.evaluation.popularity_smoothing
+    settings = {"smoothing": smoothing, "implicit": implicit}
+
+    def write(folder: str) -> dict[str, Any]:
+        positives, events = _count_all(histories)
+        counted = Popularity.fit(positives, events, smoothing=smoothing, implicit=implicit)
+        counted.save(storage.join(folder, popularity.FILE))
+        return {
+            "events": int(events.sum()), "positives": int(positives.sum()),
+            "items_seen": int((events > 0).sum()), "items": len(events) - 1,
+        }
+
+    return artifacts.make(run, KIND, settings, [histories], write)
+
+
+def count_partition(row: dict[str, Any], *, before_s: int, num_items: int) -> dict[str, Any]:
+    """Count the events of one histories file."""
+    columns = ["items", "labels", "timestamps_s"]
+    table = storage.read_table(row["uri"], columns)
+    items, labels, timestamps_s = (
+        table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in columns
+    )
+    positives, events = count_events(
+        items, labels, timestamps_s, before_s=before_s, num_items=num_items
+    )
+    return {"positives": positives, "events": events}
+
+
+def _count_all(histories: Artifact) -> tuple[IntArray, IntArray]:
+    catalogue = storage.read_table(histories.path("items.parquet"), ["item_id"])
+    num_items = catalogue.num_rows + 1
+    timeline = read_timeline(histories.path("timeline.json"))
+    files = histories.files("histories/")
+    counted = ray.data.from_items(
+        [{"uri": uri} for uri in files], override_num_blocks=len(files)
+    ).map(partial(count_partition, before_s=timeline.t1_s, num_items=num_items))
+    positives, events = np.zeros(num_items, np.int64), np.zeros(num_items, np.int64)
+    for row in counted.iter_rows():
+        positives += row["positives"]
+        events += row["events"]
+    return positives, events

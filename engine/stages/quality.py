@@ -1,0 +1,106 @@
+"""Measured values and targets -> the quality lines of a run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine.config import TargetsConfig
+
+
+@dataclass(frozen=True, slots=True)
+class QualityLine:
+    """One thing that a run should reach."""
+
+    name: str
+    target: str
+    measured: str
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+def quality_lines(report: Mapping[str, Any], targets: TargetsConfig) -> list[QualityLine]:
+    """Return the lines that the targets ask for, from an evaluation's report.
+
+    A line whose value could not be measured is missed, never left out.
+    """
+    lines = []
+    if targets.crm_auc is not None:
+        value, source = _crm_auc(report, "crm")
+        lines.append(_at_least(f"CRM out of time, test AUC, {source}", value, targets.crm_auc))
+    if targets.crm_full_auc is not None:
+        value, source = _crm_auc(report, "full")
+        lines.append(
+            _at_least(f"CRM on the whole training window, test AUC, {source}", value,
+                      targets.crm_full_auc)
+        )
+    sample = find_table(report, "test", "sample")
+    if targets.llm_auc is not None:
+        value = _value(sample, "models", "llm", "auc")
+        lines.append(_at_least("LLM alone, test AUC", value, targets.llm_auc))
+    lines.append(_interval_line(sample, "llm - zero_shot", "LLM above zero-shot", "low"))
+    lines.append(_interval_line(sample, "fused - crm", "fused not below the CRM", "high"))
+    gates = report.get("gates") or {}
+    if targets.gate_variation is not None:
+        lines.append(_at_least(
+            "mean total variation between two users' gates", gates.get("variation"),
+            targets.gate_variation,
+        ))
+    lines.append(_shuffle_line(report.get("shuffle")))
+    return lines
+
+
+def find_table(
+    report: Mapping[str, Any], window: str, rows: str, kind: str = "all"
+) -> Mapping[str, Any]:
+    """Return one table of an evaluation's report; empty if it has none of this name."""
+    for table in report["tables"]:
+        if (table["window"], table["rows"], table["kind"]) == (window, rows, kind):
+            found: Mapping[str, Any] = table
+            return found
+    return {}
+
+
+def _crm_auc(report: Mapping[str, Any], window: str) -> tuple[float | None, str]:
+    for group in report["crm_seeds"]:
+        if group["window"] == window:
+            return group["mean"]["auc"], f"mean of {len(group['runs'])} seeds"
+    if window != "crm":
+        return None, "no run"
+    return _value(find_table(report, "test", "all"), "models", "crm_row", "auc"), "one seed"
+
+
+def _value(table: Mapping[str, Any], *path: str) -> float | None:
+    node: Any = table
+    for key in path:
+        node = (node or {}).get(key)
+    return None if node is None else float(node["value"])
+
+
+def _at_least(name: str, value: float | None, target: float) -> QualityLine:
+    measured = "not measured" if value is None else f"{value:.4f}"
+    passed = value is not None and value >= target
+    return QualityLine(name, f"at least {target:g}", measured, passed)
+
+
+def _interval_line(table: Mapping[str, Any], pair: str, name: str, end: str) -> QualityLine:
+    interval = (table.get("differences") or {}).get(pair, {}).get("auc")
+    target = "interval above 0" if end == "low" else "interval not wholly below 0"
+    if interval is None:
+        return QualityLine(f"{name}, test AUC", target, "not measured", False)
+    passed = interval[end] > 0 if end == "low" else interval[end] >= 0
+    measured = f"{interval['value']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
+    return QualityLine(f"{name}, test AUC", target, measured, passed)
+
+
+def _shuffle_line(shuffle: Mapping[str, float] | None) -> QualityLine:
+    name, target = "a derangement of users' gates changes the LLM's scores", "most rows"
+    if not shuffle:
+        return QualityLine(name, target, "not measured", False)
+    measured = (
+        f"{shuffle['changed_share']:.1%} of rows by over 0.01, "
+        f"mean |change| {shuffle['mean_absolute_change']:.4f} in logit"
+    )
+    return QualityLine(name, target, measured, shuffle["changed_share"] > 0.5)

@@ -1,0 +1,239 @@
+"""bank + prompts + CRM scores -> every score of the validation and test windows.
+
+    scores/part-*.parquet     schema.SCORES: all rows; language-model columns on the sample
+    gates.safetensors         "gates" [slates, G, N]: user mixes of the test sample, by slate id
+    slates.json               their slate and user ids
+
+The language model scores the sample three times: as released, without the bank (zero-shot), and on
+test with the gates of another user (a derangement). Ray Data actors hold the model.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from engine import storage
+from engine.artifacts import Artifact, make
+from engine.config import EngineConfig
+from engine.data.schema import SCORES, part_name
+from engine.models.personalized import PersonalizedLLM
+from engine.stages.partitions import collect, map_partitions
+from engine.training.adapter_examples import AdapterExample, read_examples
+from engine.types import CRMOutput, FloatArray, Window
+
+Row = tuple[str, int]
+"""Slate id and slot."""
+COLUMNS = ("llm_logit", "zero_shot_logit", "shuffled_logit")
+
+
+def score_prompts(
+    run: str,
+    config: EngineConfig,
+    slates: Artifact,
+    prompts: Artifact,
+    crm_scores: Artifact,
+    bank: Artifact,
+    popularity: Artifact,
+) -> Artifact:
+    """Score the sample with the language model and join it with the other scores of all rows."""
+    inputs = [slates, prompts, crm_scores, bank, popularity]
+    return make(run, "scores", {"seed": config.run.seed}, inputs, partial(
+        _write, config=config, slates=slates, prompts=prompts, crm_scores=crm_scores, bank=bank,
+        popularity=popularity,
+    ))
+
+
+def _write(
+    folder: str,
+    config: EngineConfig,
+    slates: Artifact,
+    prompts: Artifact,
+    crm_scores: Artifact,
+    bank: Artifact,
+    popularity: Artifact,
+) -> Mapping[str, Any]:
+    partitions = range(config.histories.num_partitions)
+    examples = read_examples(
+        [prompts.path(part_name("prompts", k)) for k in partitions],
+        [crm_scores.path(part_name("scores", k)) for k in partitions],
+        (Window.VALIDATION, Window.TEST),
+    )
+    donors = derange(examples, config.run.seed)
+    scored, gates = score_examples(config, bank.uri, examples, donors)
+    _write_gates(folder, examples, gates)
+    joined = partial(
+        _write_partition, folder=folder, slates=slates, crm_scores=crm_scores, scored=scored,
+        popularity=storage.read_tensors(popularity.path("popularity.safetensors"))["scores"],
+    )
+    counts = map_partitions(joined, partitions)
+    return {"rows": sum(counts), "llm_rows": len(scored)}
+
+
+# ----- language model
+
+
+def derange(examples: Sequence[AdapterExample], seed: int) -> list[int]:
+    """Return for each example one of another user with at least as many candidates if there is one.
+
+    Users stand on a seeded circle and borrow from the next: no user keeps its own. A single user
+    has nobody to borrow from and keeps its own.
+    """
+    users = sorted({example.user_id for example in examples})
+    order = np.random.default_rng(seed).permutation(len(users))
+    circle = [users[place] for place in order]
+    following = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+    by_user: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        by_user.setdefault(example.user_id, []).append(index)
+    widest = {
+        user: max(indices, key=lambda i: len(examples[i].labels)) for user, indices in by_user.items()
+    }
+    return [widest[following[example.user_id]] for example in examples]
+
+
+def borrowed(own: CRMOutput, donor: CRMOutput) -> CRMOutput:
+    """Return the output with another user's states; candidates beyond the donor's wrap round."""
+    slots = np.arange(len(own.logits_M)) % len(donor.logits_M)
+    return CRMOutput(
+        own.logits_M, donor.user_state_D, donor.target_states_MD[slots],
+        own.behaviors_MS, own.attention_MS,
+    )
+
+
+class PromptScorer:
+    """A Ray Data actor that holds the language model and the sample."""
+
+    def __init__(
+        self, config: EngineConfig, bank: str, examples: ray.ObjectRef, donors: Sequence[int]
+    ) -> None:
+        torch.set_num_threads(config.adapters.threads_per_worker)
+        self.model = PersonalizedLLM.load(config.base_model, bank)
+        self.examples: list[AdapterExample] = ray.get(examples)
+        self.donors = donors
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score the examples with these numbers."""
+        numbers = [int(number) for number in batch["number"]]
+        chosen = [self.examples[number] for number in numbers]
+        prompts = [example.prompt for example in chosen]
+        gates = [self.model.gates(example.crm) for example in chosen]
+        columns = {
+            "llm_logit": self.model.score(prompts, gates),
+            "zero_shot_logit": self.model.score(prompts, None),
+            "shuffled_logit": self.model.score(prompts, [
+                self.model.gates(borrowed(self.examples[n].crm, self.examples[self.donors[n]].crm))
+                for n in numbers
+            ]),
+            "gates": [weights[0] for weights in gates],
+        }
+        return {
+            "number": np.array(numbers),
+            **{name: _objects([np.asarray(v, np.float32).tobytes() for v in values])
+               for name, values in columns.items()},
+        }
+
+
+def _objects(values: Sequence[bytes]) -> np.ndarray[Any, Any]:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def score_examples(
+    config: EngineConfig, bank: str, examples: Sequence[AdapterExample], donors: Sequence[int]
+) -> tuple[dict[Row, tuple[float, ...]], list[FloatArray]]:
+    """Return the three logits of every row and the first gates of every example."""
+    shape = tuple(_gate_shape(bank))
+    shared = ray.put(list(examples))
+    by_length = sorted(range(len(examples)), key=lambda i: (examples[i].num_tokens, i))
+    numbers = ray.data.from_items([{"number": n} for n in by_length], override_num_blocks=1)
+    gpus = {"num_gpus": 1} if config.adapters.use_gpu else {}
+    results = collect(numbers.map_batches(
+        PromptScorer, fn_constructor_args=(config, bank, shared, list(donors)),
+        batch_size=config.evaluation.batch_slates, concurrency=1,
+        num_cpus=config.adapters.threads_per_worker, **gpus,
+    ))
+    scored: dict[Row, tuple[float, ...]] = {}
+    gates: list[FloatArray] = [np.zeros(0)] * len(examples)
+    for result in results:
+        example = examples[result["number"]]
+        logits = np.stack([np.frombuffer(result[name], np.float32) for name in COLUMNS], axis=1)
+        for slot, row in enumerate(logits):
+            scored[example.slate_id, example.first_slot + slot] = tuple(map(float, row))
+        gates[result["number"]] = np.frombuffer(result["gates"], np.float32).reshape(shape)
+    return scored, gates
+
+
+def _gate_shape(bank: str) -> list[int]:
+    """Return [G, N] of a bank's files."""
+    tensors = storage.read_tensors(storage.join(bank, "bank.safetensors"))
+    routers = [tensor for name, tensor in tensors.items() if name.endswith("router.b2_GN")]
+    return list(routers[0].shape)
+
+
+def _write_gates(
+    folder: str, examples: Sequence[AdapterExample], gates: Sequence[FloatArray]
+) -> None:
+    """Write the first gates of each slate: the user mix, or its first candidate's (target)."""
+    first = [number for number, example in enumerate(examples) if example.first_slot == 0]
+    tensors = {"gates": np.stack([gates[number] for number in first]).astype(np.float32)}
+    storage.write_tensors(storage.join(folder, "gates.safetensors"), tensors)
+    storage.write_json(storage.join(folder, "slates.json"), {
+        "slate_ids": [examples[number].slate_id for number in first],
+        "user_ids": [examples[number].user_id for number in first],
+    })
+
+
+# ----- join
+
+
+def _write_partition(
+    partition: int,
+    folder: str,
+    slates: Artifact,
+    crm_scores: Artifact,
+    scored: Mapping[Row, tuple[float, ...]],
+    popularity: FloatArray,
+) -> int:
+    """Write all scores of one partition's validation and test rows; return their number."""
+    outputs = {
+        row["slate_id"]: row
+        for row in storage.read_table(
+            crm_scores.path(part_name("scores", partition)), ["slate_id", "logits", "row_logits"]
+        ).to_pylist()
+    }
+    rows = []
+    for slate in storage.read_table(slates.path(part_name("slates", partition))).to_pylist():
+        if slate["window"] in (Window.VALIDATION, Window.TEST):
+            rows += _rows(slate, outputs[slate["slate_id"]], scored, popularity)
+    storage.write_table(
+        storage.join(folder, part_name("scores", partition)),
+        pa.Table.from_pylist(rows, schema=SCORES),
+    )
+    return len(rows)
+
+
+def _rows(
+    slate: Mapping[str, Any],
+    output: Mapping[str, Any],
+    scored: Mapping[Row, tuple[float, ...]],
+    popularity: FloatArray,
+) -> list[dict[str, Any]]:
+    rows = []
+    for slot, item in enumerate(slate["items"]):
+        language = scored.get((slate["slate_id"], slot), (None, None, None))
+        rows.append({
+            "user_id": slate["user_id"], "slate_id": slate["slate_id"], "window": slate["window"],
+            "item": item, "label": slate["labels"][slot], "kind": slate["kinds"][slot],
+            "timestamp_s": slate["timestamps_s"][slot], "history_length": slate["history_length"],
+            "popularity": float(popularity[item]), "crm_row_logit": output["row_logits"][slot],
+            "crm_logit": output["logits"][slot], **dict(zip(COLUMNS, language, strict=True)),
+        })
+    return rows
+
+

@@ -1,0 +1,154 @@
+"""Connection and tables: database URL -> engine whose schema is up to date.
+
+    events   event_id, user_id, item_id, timestamp_s, rating, label, received_s
+
+The only file that knows the dialect. SQLite serves one machine (WAL, synchronous=FULL: a commit is
+on disk before it returns); PostgreSQL serves a cluster.
+"""
+
+import fcntl
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Index,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.sql.dml import Insert
+
+from engine.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_MS = 30_000
+"""How long a SQLite writer waits for another."""
+MIGRATION_LOCK = 7_251_604_189
+"""PostgreSQL advisory lock of those who migrate."""
+_one_migration = threading.Lock()      # Alembic keeps its context in module globals
+
+BYTE_ORDER = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+"""Text compared by code point in both databases, as Python does: ties break as in training."""
+
+METADATA = MetaData()
+
+EVENTS = Table(
+    "events", METADATA,
+    Column("event_id", BYTE_ORDER, primary_key=True),
+    Column("user_id", BYTE_ORDER, nullable=False),
+    Column("item_id", BYTE_ORDER, nullable=False),
+    Column("timestamp_s", BigInteger, nullable=False),
+    Column("rating", Float(53)),
+    Column("label", SmallInteger, nullable=False),
+    Column("received_s", BigInteger, nullable=False),
+    Index("events_of_user", "user_id", "timestamp_s", "item_id", "event_id"),
+)
+
+
+def open_database(url: str) -> Engine:
+    """Connect and bring the schema up to date; any number of processes may do so at once.
+
+    Raises ConfigError if the URL is neither SQLite's (with a file) nor PostgreSQL's.
+    """
+    engine = _connect(url)
+    with _one_migration, _migrating(engine) as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return engine
+
+
+def writing(engine: Engine) -> Engine:
+    """Return the engine for transactions that write: SQLite takes its write lock at the start.
+
+    A transaction that reads first and writes later could otherwise fail when another one commits.
+    """
+    return engine.execution_options(write=True)
+
+
+def insert_events(engine: Engine) -> Insert:
+    """Return INSERT ... ON CONFLICT (event_id) DO NOTHING of this dialect."""
+    if engine.dialect.name == "sqlite":
+        return sqlite.insert(EVENTS).on_conflict_do_nothing(index_elements=["event_id"])
+    return postgresql.insert(EVENTS).on_conflict_do_nothing(index_elements=["event_id"])
+
+
+def _connect(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+            raise ConfigError(
+                f"database {parsed.render_as_string()!r} is not supported; "
+                "use sqlite:///folder/file.db or postgresql://user@host/name"
+            )
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(f"database URL {url!r} is not valid: {error}") from error
+    file = Path(str(parsed.database)).expanduser().resolve()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        parsed.set(drivername="sqlite+pysqlite", database=str(file)),
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None      # the driver's own BEGIN comes too late; see _begin_sqlite
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def _migrating(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection in a transaction that no other process migrates in."""
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            yield connection
+        return
+    with Path(f"{engine.url.database}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _use_wal(engine)
+        with writing(engine).begin() as connection:
+            yield connection
+
+
+def _use_wal(engine: Engine) -> None:
+    """Switch the file to WAL once; outside a transaction, and alone under the lock."""
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute("PRAGMA journal_mode = WAL")
+    finally:
+        raw.close()

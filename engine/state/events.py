@@ -1,0 +1,114 @@
+"""The append-only event log: events -> one status each; the same event id is stored once."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection, Engine, select
+
+from engine.state.database import EVENTS, insert_events, writing
+
+CHUNK = 500
+"""Rows of one statement: SQLite and PostgreSQL bound the number of parameters."""
+
+
+class EventState(StrEnum):
+    """What became of an event."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One interaction as a client reports it."""
+
+    event_id: str
+    user_id: str
+    item_id: str
+    timestamp_s: int
+    rating: float | None
+    label: int
+    is_label_derived: bool = False
+    """Whether the label follows from the rating: then it is not part of what the client said."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventStatus:
+    """The answer to one event."""
+
+    state: EventState
+    reason: str | None = None
+
+
+def append(engine: Engine, events: Sequence[Event]) -> list[EventStatus]:
+    """Store events in one transaction, durable on return; one status each, in order.
+
+    An event id that is known with the same content is a duplicate, with other content rejected;
+    both also hold within one call, where the first event of an id counts.
+    """
+    first = {event.event_id: event for event in reversed(events)}
+    received_s = int(time.time())
+    with writing(engine).begin() as connection:
+        stored = _insert_new(connection, engine, first, received_s)
+        kept = first | _read(connection, [each for each in first if each not in stored])
+    statuses = []
+    for event in events:
+        statuses.append(_status(event, kept[event.event_id], event.event_id in stored))
+        stored.discard(event.event_id)
+    return statuses
+
+
+def _status(event: Event, kept: Event, is_new: bool) -> EventStatus:
+    if is_new:
+        return EventStatus(EventState.STORED)
+    difference = _difference(event, kept)
+    if difference is None:
+        return EventStatus(EventState.DUPLICATE)
+    return EventStatus(
+        EventState.REJECTED,
+        f"event_id {event.event_id!r} is already stored with another {difference}",
+    )
+
+
+def _difference(event: Event, kept: Event) -> str | None:
+    """Return the first field in which two events of one id differ."""
+    for name in ("user_id", "item_id", "timestamp_s", "rating"):
+        if getattr(event, name) != getattr(kept, name):
+            return name
+    if event.label != kept.label and not event.is_label_derived:
+        return "label"
+    return None
+
+
+def _insert_new(
+    connection: Connection, engine: Engine, events: dict[str, Event], received_s: int
+) -> set[str]:
+    """Insert the ids that are not there; return them.
+
+    In order of id, so that two writers on PostgreSQL never wait for each other in a circle.
+    """
+    rows = [_row(events[event_id], received_s) for event_id in sorted(events)]
+    stored: set[str] = set()
+    for start in range(0, len(rows), CHUNK):
+        statement = insert_events(engine).values(rows[start : start + CHUNK])
+        stored |= set(connection.scalars(statement.returning(EVENTS.c.event_id)))
+    return stored
+
+
+def _row(event: Event, received_s: int) -> dict[str, object]:
+    row = asdict(event) | {"received_s": received_s}
+    del row["is_label_derived"]
+    return row
+
+
+def _read(connection: Connection, event_ids: Sequence[str]) -> dict[str, Event]:
+    columns = [column for column in EVENTS.c if column.name != "received_s"]
+    found = {}
+    for start in range(0, len(event_ids), CHUNK):
+        chosen = EVENTS.c.event_id.in_(event_ids[start : start + CHUNK])
+        for row in connection.execute(select(*columns).where(chosen)):
+            found[row.event_id] = Event(*row)
+    return found

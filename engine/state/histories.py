@@ -1,0 +1,89 @@
+"""A user's newest interactions, read while a request waits; and their bulk seed."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from sqlalchemy import Engine, exists, func, select
+
+from engine.state.database import EVENTS, insert_events, writing
+
+SEED_CHUNK = 10_000
+SEED_PREFIX = "seed:"
+"""Begins the event ids of seeded interactions; no client may use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastEvent:
+    """One interaction of a history, by item id."""
+
+    item_id: str
+    timestamp_s: int
+    rating: float | None
+    label: int
+
+
+def newest_events(engine: Engine, user_id: str, limit: int) -> list[PastEvent]:
+    """Return the newest `limit` events of a user, oldest first; equal times are ordered by item."""
+    order = (EVENTS.c.timestamp_s, EVENTS.c.item_id, EVENTS.c.event_id)
+    statement = (
+        select(EVENTS.c.item_id, EVENTS.c.timestamp_s, EVENTS.c.rating, EVENTS.c.label)
+        .where(EVENTS.c.user_id == user_id)
+        .order_by(*(column.desc() for column in order))
+        .limit(limit)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(statement).all()
+    return [PastEvent(*row) for row in reversed(rows)]
+
+
+def is_known(engine: Engine, user_id: str) -> bool:
+    """Tell whether any event of this user is stored."""
+    with engine.connect() as connection:
+        return bool(connection.scalar(select(exists().where(EVENTS.c.user_id == user_id))))
+
+
+def count_events(engine: Engine) -> int:
+    """Return the number of stored events."""
+    with engine.connect() as connection:
+        return int(connection.scalar(select(func.count()).select_from(EVENTS)) or 0)
+
+
+def seed(
+    engine: Engine, histories: Iterable[tuple[str, list[PastEvent]]], received_s: int = 0
+) -> int:
+    """Store whole histories by user; return the events read. Safe to repeat.
+
+    An event's id is a hash of user, item, time and its number among equal ones, so seeding a longer
+    history later adds only what is new. Works in batches: an interrupted seed is started again.
+    """
+    read = 0
+    rows = _seed_rows(histories, received_s)
+    while chunk := list(islice(rows, SEED_CHUNK)):
+        with writing(engine).begin() as connection:
+            connection.execute(insert_events(engine), chunk)
+        read += len(chunk)
+    return read
+
+
+def _seed_rows(
+    histories: Iterable[tuple[str, list[PastEvent]]], received_s: int
+) -> Iterator[dict[str, object]]:
+    for user_id, events in histories:
+        repeats: Counter[tuple[str, int]] = Counter()
+        for event in events:
+            number = repeats[event.item_id, event.timestamp_s]
+            repeats[event.item_id, event.timestamp_s] += 1
+            yield {
+                "event_id": seed_event_id(user_id, event, number), "user_id": user_id,
+                "item_id": event.item_id, "timestamp_s": event.timestamp_s,
+                "rating": event.rating, "label": event.label, "received_s": received_s,
+            }
+
+
+def seed_event_id(user_id: str, event: PastEvent, number: int) -> str:
+    """Return the id of a seeded event; `number` tells equal ones apart."""
+    identity = "\x00".join((user_id, event.item_id, str(event.timestamp_s), str(number)))
+    return SEED_PREFIX + hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,197 @@
+"""Stage 2 of Few2Many: prompts + frozen CRM states -> bank and gates, on every Ray Train worker.
+
+A step takes one global batch of prompts. Each worker runs its share in micro-batches of similar
+length; the loss is the sum over all labels of the batch divided by their count, so any number of
+workers learns the same. A checkpoint holds DeepSpeed's state and what a release needs.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.config import AdapterTrainingConfig, EngineConfig
+from engine.errors import DataError
+from engine.models.base import load_base_model
+from engine.models.packing import pack
+from engine.models.personalized import PersonalizedLLM, stack_states
+from engine.training.adapter_examples import AdapterExample, label_matrix, read_examples
+from engine.training.checkpoints import checkpoint_name, load_state, save_state
+from engine.training.engines import (
+    ParameterGroup,
+    linear_schedule,
+    start_engine,
+    trainable_weights,
+)
+from engine.training.session import Session, global_sum, share_of_global_mean
+from engine.types import Window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInputs:
+    """Where a training reads; plain values, so that it travels to a worker."""
+
+    prompt_files: tuple[str, ...]
+    state_files: tuple[str, ...]
+    crm_key: str
+    """Key of the CRM whose states these are: a bank serves with no other."""
+
+
+def adapter_loop(settings: dict[str, Any], session: Session) -> None:
+    """Train and report checkpoints; `settings`: {"config": ..., "inputs": ...}."""
+    config = EngineConfig.model_validate(settings["config"])
+    inputs = AdapterInputs(**settings["inputs"])
+    examples = read_examples(inputs.prompt_files, inputs.state_files, (Window.BANK,))
+    if not examples:
+        raise DataError("no prompts in the bank window [T0, T1); check split.crm and adapters.max_slates")
+    torch.manual_seed(config.run.seed)
+    model = build_model(config, examples[0])
+    plan = BatchPlan(config.adapters, config.run.seed, [e.num_tokens for e in examples])
+    engine = start_adapter_engine(model, config.adapters, plan, session.world_size)
+    curve: list[dict[str, float]] = []
+    first_step = 0
+    resume = session.resume_folder()
+    if resume is not None:
+        first_step = load_state(engine, resume, session)["step"]
+        curve = json.loads((resume / "curve.json").read_text())
+    torch.manual_seed(config.run.seed + 1000 * session.world_rank + first_step)
+    for step in range(first_step, plan.num_steps):
+        batches = plan.micro_batches(step, session.world_rank, session.world_size)
+        chosen = [[examples[index] for index in batch] for batch in batches]
+        num_labels = sum(len(examples[index].labels) for index in plan.indices(step))
+        curve.append({"step": step, **train_step(engine, chosen, num_labels, session, config)})
+        done = step + 1
+        if done % config.adapters.checkpoint_every == 0 or done == plan.num_steps:
+            report(engine, config, inputs, session, done, curve)
+
+
+def build_model(config: EngineConfig, example: AdapterExample) -> PersonalizedLLM:
+    """Return the frozen base with a fresh bank and router, sized by the CRM states."""
+    tokenizer, base = load_base_model(config.base_model)
+    dims = len(example.crm.user_state_D), example.crm.target_states_MD.shape[1]
+    return PersonalizedLLM(base, tokenizer, config.bank, config.prompt, dims)
+
+
+class BatchPlan:
+    """Which prompts form which step, worker and micro-batch: a pure function of the seed."""
+
+    def __init__(self, config: AdapterTrainingConfig, seed: int, lengths: Sequence[int]) -> None:
+        self.config, self.seed, self.lengths = config, seed, np.asarray(lengths)
+        self.steps_per_epoch = -(-len(lengths) // config.batch_slates)
+        self.num_steps = self.steps_per_epoch * config.epochs
+
+    def indices(self, step: int) -> list[int]:
+        """Return the prompts of a global batch, shortest first; the last of an epoch wraps round."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        places = offset * self.config.batch_slates + np.arange(self.config.batch_slates)
+        chosen = order[places % len(order)]
+        by_length = np.argsort(self.lengths[chosen], kind="stable")
+        return [int(index) for index in chosen[by_length]]
+
+    def micro_batches(self, step: int, world_rank: int, world_size: int) -> list[list[int]]:
+        """Return this worker's micro-batches of a step; every worker has equally many."""
+        mine = self.indices(step)[world_rank::world_size]
+        size = self.micro_size(world_size)
+        return [mine[start : start + size] for start in range(0, len(mine), size)]
+
+    def micro_size(self, world_size: int) -> int:
+        """Return the largest micro-batch within the limit that divides a worker's share."""
+        share = self.config.batch_slates // world_size
+        return max(s for s in range(1, self.config.micro_batch_slates + 1) if share % s == 0)
+
+
+def start_adapter_engine(
+    model: PersonalizedLLM, config: AdapterTrainingConfig, plan: BatchPlan, world_size: int
+) -> Any:
+    """Return a DeepSpeed engine with one rate for the bank and one for the gates."""
+    named = model.adapter_parameters()
+    bank = [p for name, p in named.items() if name.startswith("bank.")]
+    gates = [p for name, p in named.items() if not name.startswith("bank.")]
+    micro = plan.micro_size(world_size)
+    return start_engine(
+        model,
+        [
+            ParameterGroup("bank", bank, config.learning_rate, config.weight_decay),
+            ParameterGroup("gates", gates, config.gate_learning_rate, config.weight_decay),
+        ],
+        zero_stage=config.zero_stage, micro_batch=micro,
+        accumulation=config.batch_slates // world_size // micro,
+        max_grad_norm=config.max_grad_norm,
+        schedule=linear_schedule(plan.num_steps, config.warmup_share),
+    )
+
+
+def train_step(
+    engine: Any,
+    batches: Sequence[Sequence[AdapterExample]],
+    num_labels: int,
+    session: Session,
+    config: EngineConfig,
+) -> dict[str, float]:
+    """Run one optimiser step; return its mean loss and what the gates did."""
+    model: PersonalizedLLM = engine.module
+    engine.train()
+    loss_sum, weights = 0.0, []
+    for examples in batches:
+        batch = pack([e.prompt for e in examples], pad_id=model.pad_id, device=model.device)
+        states = stack_states([e.crm for e in examples], model.device)
+        labels_BM = torch.from_numpy(label_matrix(examples)).to(model.device)
+        losses, weights_BPGN = engine(
+            batch, states, labels_BM=labels_BM, over_vocabulary=config.adapters.loss == "vocabulary"
+        )
+        loss = losses[batch.is_candidate_BM].sum()
+        engine.backward(share_of_global_mean(
+            loss, num_labels, world_size=session.world_size, accumulation=len(batches)
+        ))
+        engine.step()
+        loss_sum += float(loss.detach())
+        weights.append(weights_BPGN.detach()[:, 0])
+    return {
+        "loss": global_sum(loss_sum) / num_labels, **gate_facts(torch.cat(weights)),
+        "tokens": global_sum(float(sum(e.num_tokens for batch in batches for e in batch))),
+    }
+
+
+def gate_facts(weights_BGN: Tensor) -> dict[str, float]:
+    """Return entropy (share of ln N), load range and spread over users of one worker's gates."""
+    num_adapters = weights_BGN.shape[-1]
+    entropy = -(weights_BGN * weights_BGN.clamp_min(1e-12).log()).sum(-1).mean()
+    load_N = weights_BGN.mean((0, 1))
+    mean_GN = weights_BGN.mean(0)
+    return {
+        "gate_entropy": float(entropy / np.log(max(2, num_adapters))),
+        "gate_load_min": float(load_N.min()), "gate_load_max": float(load_N.max()),
+        "gate_variation": float((weights_BGN - mean_GN).abs().sum(-1).mean() / 2),
+    }
+
+
+def report(
+    engine: Any,
+    config: EngineConfig,
+    inputs: AdapterInputs,
+    session: Session,
+    step: int,
+    curve: list[dict[str, float]],
+) -> None:
+    """Report one checkpoint: DeepSpeed's state, the bank's files and the curve (collective)."""
+    model: PersonalizedLLM = engine.module
+    weights = trainable_weights(engine)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_state(engine, folder, session, step)
+        if session.world_rank == 0:
+            model.save(str(folder), weights, inputs.crm_key, config.prompt)
+            (folder / "curve.json").write_text(json.dumps(curve))
+        session.report(
+            {"loss": curve[-1]["loss"], "step": float(step)}, folder, checkpoint_name(step)
+        )

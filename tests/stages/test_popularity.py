@@ -1,0 +1,54 @@
+"""Counting over partitions of histories."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine import artifacts, storage
+from engine.config import EngineConfig
+from engine.data.schema import HISTORIES, items_schema, part_name
+from engine.data.splits import write_timeline
+from engine.models.popularity import Popularity
+from engine.stages.popularity import count_partition, count_popularity
+from engine.types import Timeline
+
+USERS = [
+    {"user_id": "a", "items": [1, 2, 1], "ratings": [5, 2, 4], "labels": [1, 0, 1],
+     "timestamps_s": [10, 20, 70]},
+    {"user_id": "b", "items": [1], "ratings": [1], "labels": [0], "timestamps_s": [69]},
+    {"user_id": "c", "items": [3, 3], "ratings": [5, 5], "labels": [1, 1],
+     "timestamps_s": [71, 99]},
+]
+
+
+def make_histories(run: str) -> artifacts.Artifact:
+    def write(folder: str) -> dict[str, int]:
+        for part, users in enumerate((USERS[:2], USERS[2:], [])):
+            table = pa.Table.from_pylist(users, HISTORIES)
+            storage.write_table(storage.join(folder, part_name("histories", part)), table)
+        items = [{"item": k, "item_id": str(k), "title": str(k)} for k in (1, 2, 3)]
+        table = pa.Table.from_pylist(items, items_schema(()))
+        storage.write_table(storage.join(folder, "items.parquet"), table)
+        write_timeline(storage.join(folder, "timeline.json"), Timeline(0, 40, 70, 80, 99))
+        return {}
+
+    return artifacts.make(run, "histories", {}, [], write)
+
+
+def test_one_partition_counts_events_before_the_cut_only(tmp_path):
+    histories = make_histories(str(tmp_path))
+    uri = histories.files("histories/")[0]
+    counted = count_partition({"uri": uri}, before_s=70, num_items=4)
+    assert counted["events"].tolist() == [0, 2, 1, 0]
+    assert counted["positives"].tolist() == [0, 1, 0, 0]
+
+
+def test_all_partitions_are_added(ray_local, tmp_path):
+    made = count_popularity(str(tmp_path), EngineConfig(), make_histories(str(tmp_path)))
+    popularity = Popularity.load(made.path("popularity.safetensors"))
+    assert popularity.events.tolist() == [0, 2, 1, 0]
+    assert popularity.positives.tolist() == [0, 1, 0, 0]
+    assert made.facts == {"events": 3, "positives": 1, "items_seen": 2, "items": 3}
+    mean = 1.5 / 4
+    rates = (np.array([0, 1, 0, 0]) + 10 * mean) / (np.array([0, 2, 1, 0]) + 10)
+    assert popularity.scores == pytest.approx(np.log(rates / (1 - rates)), abs=1e-6)

@@ -1,0 +1,95 @@
+from dataclasses import replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, delete
+
+from engine.state.database import EVENTS, writing
+from engine.state.events import Event, append
+from engine.state.histories import PastEvent, count_events, is_known, newest_events, seed
+
+
+def test_newest_events_come_oldest_first_and_ties_by_item_id(database: Engine) -> None:
+    append(database, [
+        Event("1", "ann", "b", 20, 3.0, 0), Event("2", "ann", "a", 20, None, 1),
+        Event("3", "ann", "z", 10, 5.0, 1), Event("4", "ann", "B", 20, 1.0, 0),
+        Event("5", "bob", "q", 30, 2.0, 0),
+    ])
+    assert newest_events(database, "ann", 10) == [
+        PastEvent("z", 10, 5.0, 1), PastEvent("B", 20, 1.0, 0), PastEvent("a", 20, None, 1),
+        PastEvent("b", 20, 3.0, 0),
+    ]
+    assert [event.item_id for event in newest_events(database, "ann", 2)] == ["a", "b"]
+    assert newest_events(database, "nobody", 2) == []
+
+
+def test_a_late_event_stands_at_its_time(database: Engine) -> None:
+    append(database, [Event("1", "ann", "new", 20, None, 1)])
+    append(database, [Event("2", "ann", "late", 10, None, 1)])
+    assert [event.item_id for event in newest_events(database, "ann", 9)] == ["late", "new"]
+
+
+def test_a_user_is_known_after_the_first_event(database: Engine) -> None:
+    assert not is_known(database, "ann")
+    append(database, [Event("1", "ann", "a", 20, None, 1)])
+    assert is_known(database, "ann")
+    assert not is_known(database, "Ann")
+    assert not is_known(database, "an_")       # never a pattern
+
+
+HISTORIES = {
+    "ann": [PastEvent("a", 1, 4.0, 1), PastEvent("b", 2, 2.0, 0)],
+    "bob": [PastEvent("a", 1, 4.0, 1), PastEvent("a", 1, 4.0, 1)],
+}
+
+
+def test_seeding_twice_stores_each_event_once(database: Engine) -> None:
+    assert seed(database, HISTORIES.items()) == 4
+    assert seed(database, HISTORIES.items()) == 4
+    assert count_events(database) == 4
+    assert {user: newest_events(database, user, 9) for user in HISTORIES} == HISTORIES
+
+
+def test_seeding_a_longer_history_adds_what_is_new(database: Engine) -> None:
+    seed(database, HISTORIES.items())
+    longer = [PastEvent("early", 0, 3.0, 0), *HISTORIES["ann"], PastEvent("c", 3, 5.0, 1)]
+    seed(database, [("ann", longer)])
+    assert newest_events(database, "ann", 9) == longer
+
+
+def test_seeding_keeps_what_clients_sent(database: Engine) -> None:
+    append(database, [Event("1", "ann", "c", 3, None, 1)])
+    seed(database, HISTORIES.items())
+    assert [event.item_id for event in newest_events(database, "ann", 9)] == ["a", "b", "c"]
+
+
+def test_a_seed_of_many_events(database: Engine) -> None:
+    history = [PastEvent(str(n % 7), n, None, 1) for n in range(25_000)]
+    assert seed(database, [("ann", history)]) == 25_000
+    assert newest_events(database, "ann", 1000) == history[-1000:]
+
+
+text_ids = st.text(
+    st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1, max_size=3
+)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    events=st.lists(st.tuples(text_ids, st.integers(0, 3)), max_size=12, unique=True),
+    limit=st.integers(1, 12),
+)
+def test_newest_events_equal_a_sort_in_memory(
+    database: Engine, events: list[tuple[str, int]], limit: int
+) -> None:
+    with writing(database).begin() as connection:
+        connection.execute(delete(EVENTS))
+    past = [PastEvent(item, time, None, 1) for item, time in events]
+    append(database, [
+        replace(Event("", "u", each.item_id, each.timestamp_s, None, 1), event_id=str(number))
+        for number, each in enumerate(past)
+    ])
+    expected = sorted(past, key=lambda each: (each.timestamp_s, each.item_id))[-limit:]
+    assert newest_events(database, "u", limit) == expected
