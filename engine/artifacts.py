@@ -64,10 +64,9 @@ def describe_files(uri: str) -> dict[str, dict[str, Any]]:
     """Return size and checksum of every file below a folder, the manifest left out."""
     described = {}
     for name in storage.list_files(uri):
-        if name == MANIFEST or name.rsplit("/", 1)[-1].startswith("."):
-            continue
-        data = storage.read_bytes(storage.join(uri, name))
-        described[name] = {"sha256": storage.sha256(data), "size_bytes": len(data)}
+        if name != MANIFEST:
+            sha256, size_bytes = storage.describe_file(storage.join(uri, name))
+            described[name] = {"sha256": sha256, "size_bytes": size_bytes}
     return described
 
 
@@ -77,7 +76,7 @@ def verify_files(uri: str, files: Mapping[str, Mapping[str, Any]]) -> None:
         path = storage.join(uri, name)
         if not storage.exists(path):
             raise ChecksumError(f"{path} is missing; its manifest lists it")
-        found = storage.sha256(storage.read_bytes(path))
+        found, _ = storage.describe_file(path)
         if found != entry["sha256"]:
             raise ChecksumError(f"{path} has sha256 {found}, its manifest says {entry['sha256']}")
 
@@ -99,8 +98,8 @@ def make(
 ) -> Artifact:
     """Return the artifact of these settings and inputs; call `write(folder)` if it is not there.
 
-    `write` fills the folder and returns the facts to record. It must overwrite what an interrupted
-    attempt left there; a file that it does not write again is not its own and is an error.
+    `write` fills the folder, which is empty at its start (what an interrupted attempt left is
+    deleted), and returns the facts to record.
     """
     key = artifact_key(kind, settings, inputs)
     uri = storage.join(run, f"{kind}-{key}")
@@ -109,6 +108,7 @@ def make(
         return open_artifact(uri)
     log.info("%s: writing %s", kind, uri)
     start_s = time.time()
+    storage.delete_folder(uri)
     facts = dict(write(uri))
     seconds = round(time.time() - start_s, 1)
     storage.write_json(storage.join(uri, MANIFEST), {

@@ -72,7 +72,7 @@ class SourceConfig(Section):
 
     format: Literal["recbole", "movielens", "csv", "parquet"] = Field(default="recbole")
     """`recbole`: atomic files. `movielens`: a GroupLens layout (`ratings.dat` or `ratings.csv` and
-    its companions), as a folder or as the downloaded .zip. `csv`, `parquet`: `columns` maps them."""
+    its companions), as a folder or as the downloaded .zip. `csv`, `parquet`: see `columns`."""
     path: str = Field(default="cache/ml-100k")
     """Folder, .zip, or (generic formats) a folder with `interactions.*`, `items.*`, `users.*`."""
     columns: ColumnsConfig = Field(default=ColumnsConfig())
@@ -108,7 +108,7 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _leave_a_test_window(self) -> Self:
         if self.train + self.validation >= 1:
-            raise ValueError("split.train + split.validation must leave a share for the test window")
+            raise ValueError("split.train + split.validation must leave room for the test window")
         return self
 
 
@@ -156,8 +156,10 @@ class BaseModelConfig(Section):
     """Folder of fetched models."""
     device: str = Field(default="auto")
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="bfloat16")
-    """Type of the frozen weights and activations; bank, gates and CRM stay in float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto")
+    """Type of the frozen weights and activations; bank, gates and CRM stay in float32. `auto`:
+    bfloat16 on a GPU and on CPUs with matrix units for it (AMX), else float32, which is faster
+    there."""
     attention: str = Field(default="sdpa")
     """Attention implementation of transformers that takes an explicit mask: `sdpa`, `eager`."""
     gradient_checkpointing: bool = Field(default=False)
@@ -186,7 +188,9 @@ class CRMConfig(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak rate of AdamW; linear decay to zero."""
     weight_decay: float = Field(default=1e-5, ge=0)
-    """AdamW weight decay."""
+    """AdamW weight decay of the layers."""
+    embedding_weight_decay: float = Field(default=1e-2, ge=0)
+    """AdamW weight decay of the id and field embeddings."""
     batch_size: int = Field(default=512, ge=1)
     """Global batch in rows."""
     lanes: int = Field(default=4, ge=1)
@@ -196,6 +200,8 @@ class CRMConfig(Section):
     """Passes over the rows."""
     retrieval_weight: float = Field(default=0.2, ge=0)
     """Weight of the sampled softmax beside the CTR loss."""
+    retrieval_negatives: int = Field(default=256, ge=1)
+    """Items drawn for the sampled softmax of each step."""
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers."""
     threads_per_worker: int = Field(default=2, ge=1)
@@ -222,7 +228,7 @@ class PromptConfig(Section):
     user's own centre in slate scope)."""
     max_tokens: int = Field(default=1024, ge=64)
     """Longest prefix plus one candidate block; the oldest history is cut first."""
-    history_fields: tuple[str, ...] = Field(default=("genres",))
+    history_fields: tuple[str, ...] = Field(default=())
     """Item fields shown with a past item."""
     candidate_fields: tuple[str, ...] = Field(default=("year", "genres"))
     """Item fields shown with a candidate."""
@@ -323,7 +329,7 @@ class EvaluationConfig(Section):
     """Rows (of whole users) that the language model scores on validation."""
     test_rows: int = Field(default=2400, ge=1)
     """Rows (of whole users) that the language model scores on test."""
-    max_rows: int = Field(default=1_000_000, ge=1)
+    max_rows: int = Field(default=500_000, ge=1)
     """Rows of a window (of whole users, by a stable hash) on which CRM and popularity are measured;
     the work is `bootstrap_draws` times this."""
     batch_slates: int = Field(default=8, ge=1)
@@ -345,11 +351,13 @@ class RankingConfig(Section):
     max_candidates: int = Field(default=200, ge=1)
     """Items that the retrieval head proposes, and the most that a request may name."""
     llm_candidates: int = Field(default=20, ge=0)
-    """M, best items by CRM that the language model re-ranks."""
+    """M, best items by CRM that the language model re-ranks; 0 answers by the CRM alone."""
     max_k: int = Field(default=100, ge=1)
     """Most items of an answer."""
     max_history: int = Field(default=1000, ge=1)
-    """Newest events of a user that a request reads."""
+    """Newest events of a user that a request reads, and the most that a guest may bring."""
+    shown_history: int = Field(default=20, ge=0)
+    """Newest events that an answer lists."""
 
 
 class EngineConfig(Section):
@@ -367,7 +375,6 @@ class EngineConfig(Section):
     bank: BankConfig = Field(default=BankConfig())
     adapters: AdapterTrainingConfig = Field(default=AdapterTrainingConfig())
     evaluation: EvaluationConfig = Field(default=EvaluationConfig())
-    ranking: RankingConfig = Field(default=RankingConfig())
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -389,7 +396,8 @@ class EngineConfig(Section):
         for name in (*self.prompt.history_fields, *self.prompt.candidate_fields):
             if name not in self.source.item_fields:
                 raise ValueError(
-                    f"prompt shows item field {name!r}; source.item_fields has {self.source.item_fields}"
+                    f"prompt shows item field {name!r}; source.item_fields has "
+                    f"{self.source.item_fields}"
                 )
         if self.source.label.kind == "implicit" and self.slates.max_size <= self.slates.negatives:
             raise ValueError(
@@ -405,19 +413,39 @@ class ServingConfig(Section):
     """Arguments of the Serve application (the registry's root comes in `user_config`)."""
 
     database_url: str = Field(default="sqlite:///state/lifelora.db")
-    """SQLAlchemy URL of events and histories: SQLite for one machine, PostgreSQL for many."""
+    """SQLAlchemy URL of events and histories: SQLite for one machine, PostgreSQL for many. A
+    relative path is below the working folder of the Ray node."""
     model_cache: str = Field(default="cache/models")
-    """Folder of fetched base models."""
+    """Folder of fetched base models, on every node that runs a scorer."""
     device: str = Field(default="auto")
     """Device of the scorer's language model."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of each scorer replica."""
-    max_batch_size: int = Field(default=8, ge=1)
+    max_batch_size: int = Field(default=8, ge=1, le=32)
     """Requests that one forward pass of the language model may serve."""
     batch_wait_s: float = Field(default=0.005, ge=0)
     """Longest wait for a batch to fill."""
     max_events: int = Field(default=1000, ge=1)
     """Most events of one POST."""
+    ranking: RankingConfig = Field(default=RankingConfig())
+    """How requests are answered."""
+
+
+HOME_VARIABLE = "LIFELORA_HOME"
+"""Folder that relative paths of a config start from; by default the working folder. A submitted
+job works in a copy of the repository without its data, so its cluster sets this."""
+
+PATHS = (("run", "root"), ("run", "registry"), ("source", "path"), ("base_model", "cache"))
+
+
+def _at_home(values: dict[str, Any]) -> dict[str, Any]:
+    """Make the relative paths of a validated config start from the home folder, if one is set."""
+    home = os.environ.get(HOME_VARIABLE)
+    for section, name in PATHS if home else ():
+        value = values[section][name]
+        if "://" not in value:
+            values[section][name] = str(Path(str(home)) / Path(value).expanduser())
+    return values
 
 
 def load_config(path: str, overrides: dict[str, Any] | None = None) -> EngineConfig:
@@ -439,12 +467,16 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> EngineCon
         *parents, leaf = name.split(".")
         for parent in parents:
             section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"config {path!r}: {parent}: not a section (got {section!r})")
         section[leaf] = value
     try:
-        return EngineConfig.model_validate(values)
+        config = EngineConfig.model_validate(values)
+        return EngineConfig.model_validate(_at_home(config.settings()))
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} (got {fault['input']!r:.80})"
+            f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} "
+            f"(got {fault['input']!r:.80})"
             for fault in error.errors()
         )
         raise ConfigError(f"config {path!r}: {faults}") from error

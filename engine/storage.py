@@ -2,7 +2,8 @@
 
 A URI is a local path or `s3://bucket/key`. An S3 endpoint and credentials come from the usual AWS
 variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...). A write is seen whole or not at all: local
-files are written beside their place, synced and renamed; an object store's put is atomic.
+files are written beside their place, synced and renamed; an object store's put is atomic. Names
+that begin with a dot are drafts and never listed.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import io
 import json
 import os
 import uuid
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 Tensors = dict[str, npt.NDArray[Any]]
+
+CHUNK_BYTES = 8 * 2**20
 
 
 def join(uri: str, *parts: str) -> str:
@@ -43,14 +47,27 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the pyarrow file system of a URI and the path in it."""
     if not is_remote(uri):
         return pafs.LocalFileSystem(), absolute(uri)
+    if not uri.startswith("s3://"):
+        other, path = pafs.FileSystem.from_uri(uri)
+        return other, path
+    path = uri.removeprefix("s3://").strip("/")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if uri.startswith("s3://") and endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
-        fs = pafs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=region)
-        return fs, uri.removeprefix("s3://")
-    fs, path = pafs.FileSystem.from_uri(uri)
-    return fs, path
+    if not endpoint:
+        return _bucket(path.split("/")[0]), path
+    return _endpoint(endpoint, os.environ.get("AWS_DEFAULT_REGION", "us-east-1")), path
+
+
+@lru_cache(maxsize=8)
+def _endpoint(endpoint: str, region: str) -> pafs.FileSystem:
+    """Return the file system of an S3 server other than Amazon's; a new one costs time."""
+    scheme, _, host = endpoint.rstrip("/").rpartition("://")
+    return pafs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=region)
+
+
+@lru_cache(maxsize=64)
+def _bucket(bucket: str) -> pafs.FileSystem:
+    """Return the file system of a bucket; finding its region takes a request."""
+    return pafs.FileSystem.from_uri(f"s3://{bucket}")[0]
 
 
 def exists(uri: str) -> bool:
@@ -60,11 +77,12 @@ def exists(uri: str) -> bool:
 
 
 def list_files(uri: str) -> list[str]:
-    """Return the paths of all files below a folder, relative to it, sorted; none if it is absent."""
+    """Return the paths of all files below a folder, relative to it, sorted; none if absent."""
     fs, path = filesystem(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
     files = [info.path for info in fs.get_file_info(selector) if info.type == pafs.FileType.File]
-    return sorted(file[len(path) :].lstrip("/") for file in files)
+    names = [file[len(path) :].lstrip("/") for file in files]
+    return sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
 
 
 def list_folders(uri: str) -> list[str]:
@@ -85,7 +103,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing."""
     if is_remote(uri):
         fs, path = filesystem(uri)
-        with fs.open_output_stream(path) as stream:
+        with fs.open_output_stream(path, compression=None) as stream:     # whatever its name
             stream.write(data)
         return
     target = Path(absolute(uri))
@@ -97,13 +115,41 @@ def write_bytes(uri: str, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(target)
+        _sync_folder(target.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def delete_folder(uri: str) -> None:
+    """Delete a folder and all below it, drafts too; an absent one is fine."""
+    fs, path = filesystem(uri)
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
+        fs.delete_dir(path)
 
 
 def sha256(data: bytes) -> str:
     """Return the hex digest of some bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def describe_file(uri: str) -> tuple[str, int]:
+    """Return the sha256 and the size in bytes of a file of any size."""
+    fs, path = filesystem(uri)
+    digest, size_bytes = hashlib.sha256(), 0
+    with fs.open_input_stream(path, compression=None) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+    return digest.hexdigest(), size_bytes
 
 
 def read_json(uri: str) -> Any:
@@ -124,13 +170,14 @@ def write_json(uri: str, value: Any) -> None:
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Return a Parquet file as a table."""
     fs, path = filesystem(uri)
-    return pq.read_table(path, filesystem=fs, columns=columns)
+    return pq.read_table(path, filesystem=fs, columns=columns, partitioning=None)
 
 
 def write_table(uri: str, table: pa.Table) -> None:
     """Write a Parquet file; equal tables give equal bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd")
+    whole = table.replace_schema_metadata(None).combine_chunks()      # chunk borders end pages
+    pq.write_table(whole, buffer, compression="zstd")
     write_bytes(uri, buffer.getvalue())
 
 
@@ -146,5 +193,5 @@ def write_tensors(uri: str, tensors: Tensors) -> None:
 
 
 def copy_file(source: str, target: str) -> None:
-    """Copy one file between any two URIs."""
+    """Copy one file between any two URIs; it is held in memory."""
     write_bytes(target, read_bytes(source))

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_import(config: EngineConfig) -> None:
     """Import, then print what came of it."""
-    from engine.stages.interactions import import_data      # --help needs no Ray
+    from engine.stages.interactions import import_data  # --help needs no Ray
     from jobs.start import configure_logging, start_ray
 
     configure_logging()

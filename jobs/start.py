@@ -15,13 +15,17 @@ def configure_logging() -> None:
     logging.getLogger("jobs").setLevel(logging.INFO)
 
 
-def start_ray() -> None:
-    """Connect to the cluster of this job or machine; without one, start a local Ray.
+def start_ray() -> str:
+    """Connect to the cluster of this job or machine, or start a local Ray; return its dashboard URL.
 
-    `ray.init()` finds a submitted job's cluster by itself. Nothing happens if Ray runs already.
+    `ray.init()` finds a submitted job's cluster by itself. If Ray runs in this process already,
+    nothing happens and the URL is empty.
     """
+    address = ""
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
+        context = ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        address = f"http://{context.dashboard_url}"
+    data = DataContext.get_current()
+    data.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    return address

@@ -3,6 +3,7 @@
 The environment is set here, before anything imports ray, and is inherited by every Ray process.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -63,6 +64,7 @@ def s3_endpoint() -> Iterator[str]:
     """Run moto's S3 server on loopback; its address is in AWS_ENDPOINT_URL until the end."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)      # one line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

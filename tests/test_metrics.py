@@ -102,6 +102,7 @@ def test_draws_equal_measuring_the_resampled_rows_one_by_one():
     rows, logits = sample(5, rows=90, users=9)
     measured = metrics.measure(rows, logits, num_draws=20, seed=4)
     counts_DU = np.concatenate(list(metrics.draw_users(9, 20, 4, chunk=20))).astype(int)
+    raw_errors = []
     for draw, counts_U in enumerate(counts_DU):
         again = np.concatenate([
             np.tile(np.flatnonzero(rows.users_N == user), times)
@@ -110,14 +111,15 @@ def test_draws_equal_measuring_the_resampled_rows_one_by_one():
         labels, scores = rows.labels_N[again], logits[again]
         assert measured["auc"].draws_D[draw] == pytest.approx(metrics.auc(labels, scores))
         assert measured["log_loss"].draws_D[draw] == pytest.approx(metrics.log_loss(labels, scores))
-        assert measured["ece"].draws_D[draw] == pytest.approx(
-            metrics.calibration_error(labels, scores)
-        )
+        raw_errors.append(metrics.calibration_error(labels, scores))
         aucs = metrics.user_aucs(rows, logits)
         weights = counts_U * np.bincount(rows.users_N) * ~np.isnan(aucs)
         assert measured["gauc"].draws_D[draw] == pytest.approx(
             np.average(np.nan_to_num(aucs), weights=weights)
         )
+    excess = np.mean(raw_errors) - measured["ece"].value
+    assert excess > 0
+    assert measured["ece"].draws_D == pytest.approx(np.maximum(0, np.array(raw_errors) - excess))
 
 
 def test_weighted_auc_equals_scikit_learn_with_sample_weights():

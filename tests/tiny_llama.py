@@ -25,9 +25,9 @@ CHAT_TEMPLATE = (
 CORPUS = [
     "system user assistant Yes No yes no Answer only You know the user's taste in movies products.",
     "Predict whether the user will enjoy the movie. Will the user buy this product? (Drama): 5",
-    "About the user: gender F; gender M; age 24; occupation writer. liked 47%. History, newest last:",
+    "About the user: gender F; gender M; age 24; occupation writer. liked 47%. History, newest:",
     "Average rating 3.6 over 85 movies, liked 50%. No movie yet. Action, Comedy, Crime, Romance",
-    "Adventure Animation Children's Thriller War Western Sci-Fi Mystery Musical 1995 1996 1997 1998",
+    "Adventure Animation Children's Thriller War Western Sci-Fi Mystery Musical 1995 1996 1997",
     *["Yes No"] * 20,
 ] * 4
 

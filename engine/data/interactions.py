@@ -4,7 +4,6 @@
           -> by partition: sorted, duplicates found -> interactions, quarantine
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -102,12 +101,12 @@ class Checker:
     def _ratings(self, cells: Mapping[str, pa.Array], faults: "_Faults") -> pa.Array:
         count = len(cells["user"])
         if "rating" not in cells or self.config.label.kind == "implicit":
-            return pa.array(np.ones(count, np.float32))
+            return pa.array(np.ones(count))
         ratings, is_number = _numbers(cells["rating"])
         faults.add(pa.array(~is_number), BAD_RATING)
         inside = (ratings >= self.config.rating_min) & (ratings <= self.config.rating_max)
         faults.add(pa.array(~inside), RATING_RANGE)
-        return pa.array(np.where(inside, ratings, 1.0).astype(np.float32))
+        return pa.array(np.where(inside, ratings, 1.0))
 
     def _labels(
         self, cells: Mapping[str, pa.Array], ratings: pa.Array, faults: "_Faults"
@@ -180,7 +179,7 @@ def _iso_seconds(cell: str | None) -> float:
 
 
 def split_partition(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Return a partition's interactions (user columns too) and quarantine, whatever the rows' order.
+    """Return a partition's interactions (with user columns) and quarantine; rows in any order.
 
     Interactions are ordered by user, time and item. Of events with equal user, item and time the
     first of the source stays, the others are duplicates. Quarantine is in source order.
@@ -198,7 +197,7 @@ def split_partition(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
             column = _only(sound[name])
             same = pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
             repeats[1:] &= same
-    reasons = pa.array(np.where(repeats, DUPLICATE, None), pa.string())
+    reasons = pc.if_else(pa.array(repeats), DUPLICATE, pa.scalar(None, pa.string()))
     duplicates = sound.filter(pa.array(repeats))
     position = sound.schema.get_field_index("reason")
     duplicates = duplicates.set_column(position, "reason", reasons.filter(pa.array(repeats)))

@@ -11,14 +11,24 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.config import SourceConfig
 from engine.data.sources import SourceFile, find_file, list_source
 from engine.data.tables import ParquetTable, Table, TextTable, read_header, require_columns
 from engine.data.text import (
-    AGES, GENDERS, OCCUPATIONS, Convert, code_table, known_word, pick_year, split_values,
-    straight_title, title_without_year, year_of_title,
+    AGES,
+    GENDERS,
+    OCCUPATIONS,
+    Convert,
+    code_table,
+    known_word,
+    pick_year,
+    split_values,
+    straight_title,
+    title_without_year,
+    year_of_title,
 )
 from engine.errors import ConfigError, DataError
 
@@ -79,16 +89,18 @@ def find_layout(config: SourceConfig) -> Layout:
         fields = [source.column for source in layout.user_fields.values()]
         require_columns(table, [*layout.roles.values(), *fields])
     for what, entities in (("items", layout.items), ("users", layout.users)):
-        if entities is None:
+        if entities is None and not (what == "users" and layout.user_fields):
             log.warning("source %s has no file of %s", config.path, what)
-        else:
+        if entities is not None:
             columns = [source.column for source in entities.fields.values()]
             title = [entities.title.column] if entities.title else []
             require_columns(entities.table, [entities.id_column, *title, *columns])
     return layout
 
 
-def _pick(known: dict[str, FieldSource], fields: Sequence[str], what: str) -> dict[str, FieldSource]:
+def _pick(
+    known: dict[str, FieldSource], fields: Sequence[str], what: str
+) -> dict[str, FieldSource]:
     unknown = [name for name in fields if name not in known]
     if unknown:
         raise ConfigError(f"source.{what} {unknown} are not in the source; it has {sorted(known)}")
@@ -159,8 +171,8 @@ def _recbole(files: Sequence[SourceFile], config: SourceConfig) -> Layout:
     items, users = _atomic(files, "item"), _atomic(files, "user")
     return Layout(
         (inter,), roles,
-        items and _recbole_items(items, config.item_fields),
-        users and _recbole_users(users, config.user_fields),
+        _recbole_items(items, config.item_fields) if items else None,
+        _recbole_users(users, config.user_fields) if users else None,
     )
 
 
@@ -176,7 +188,7 @@ def _atomic(files: Sequence[SourceFile], kind: str) -> TextTable | None:
 
 def _recbole_items(table: TextTable, fields: Sequence[str]) -> Entities:
     header = read_header(table.file, "\t")
-    known = {}
+    known: dict[str, FieldSource] = {}
     for name in header:
         column, _, kind = name.partition(":")
         role = next((role for role, names in _ALIASES.items() if column in names), column)
@@ -234,7 +246,10 @@ def _open_table(file: SourceFile, kind: str) -> Table:
     if kind == "csv":
         return TextTable(file, read_header(file, ","), ",", quoted=True)
     with file.open() as stream:
-        return ParquetTable(file, tuple(pq.read_schema(stream).names))
+        try:
+            return ParquetTable(file, tuple(pq.read_schema(stream).names))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{file.name} is not Parquet: {error}") from error
 
 
 def _generic_items(table: Table, config: SourceConfig) -> Entities:

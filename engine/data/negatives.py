@@ -9,10 +9,10 @@ The rule, for one slate with its positives from time a to time b:
 - a slate ends before an item that the user had at or after a, so that "before the row" and "before
   the slate" agree on what the user had;
 - `negatives` for each positive, distinct in the slate, fewer where there are fewer;
-- REPEAT: uniform from the distinct items had strictly before a and not had in [a, b]; where there is
-  none, the slate's REPEAT positives are left out and counted;
-- NEW: from the catalogue's items not had up to b; the chance of an item is uniform or
-  proportional to (events before T1 + 1) ^ 0.75 (config `slates.negative_draw`). The + 1 lets an item
+- REPEAT: uniform from the distinct items had strictly before a and not had in [a, b]; where there
+  is none, the slate's REPEAT positives are left out and counted;
+- NEW: from the catalogue's items not had up to b; the chance of an item is proportional to
+  (events before T1 + 1) ^ 0.75, or uniform (config `slates.negative_draw`). The + 1 lets an item
   without events be drawn: else a cold item would always be a positive;
 - a negative takes over the time of a positive of its kind; the order of the rows is shuffled.
 
@@ -195,6 +195,8 @@ class _Had:
         Enough places are drawn that what is not allowed among them still leaves `count`.
         """
         drawn = min(count + len(self._recent), len(self._earlier))
-        places = rng.choice(len(self._earlier), drawn, replace=False) if drawn else []
+        if not drawn:
+            return []
+        places = rng.choice(len(self._earlier), drawn, replace=False)
         items = (self._earlier[place] for place in places)
         return [item for item in items if item not in self._recent][:count]

@@ -20,7 +20,7 @@ class Profiles:
 
     def of(self, user_id: str) -> Profile:
         """Return a user's profile; one without fields if the source has none."""
-        return self._by_user.get(user_id) or Profile(user_id, {name: () for name in self.fields})
+        return self._by_user.get(user_id) or Profile(user_id, dict.fromkeys(self.fields, ()))
 
     @classmethod
     def from_table(cls, table: pa.Table, fields: Sequence[str]) -> "Profiles":

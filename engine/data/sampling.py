@@ -22,15 +22,20 @@ def smallest(offers: Iterable[Offer], limit: int) -> list[Offer]:
     return sorted(offers)[:limit]
 
 
-def within_rows(offers: Iterable[Offer], rows: int) -> list[Offer]:
-    """Return offers in key order while they fit into `rows` together; at least one.
-
-    An offer that is too large for what is left is passed over.
-    """
+def reach_rows(offers: Iterable[Offer], rows: int) -> list[Offer]:
+    """Return offers in key order until they reach `rows`: what a partition must offer."""
     taken: list[Offer] = []
-    left = rows
+    total = 0
     for offer in sorted(offers):
-        if offer[2] <= left or not taken:
-            taken.append(offer)
-            left -= offer[2]
+        if total >= rows:
+            break
+        taken.append(offer)
+        total += offer[2]
     return taken
+
+
+def within_rows(offers: Iterable[Offer], rows: int) -> list[Offer]:
+    """Return offers in key order until the next would exceed `rows`; at least one."""
+    taken = reach_rows(offers, rows)
+    exceeds = sum(offer[2] for offer in taken) > rows
+    return taken[:-1] if exceeds and len(taken) > 1 else taken

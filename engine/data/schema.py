@@ -88,7 +88,7 @@ def histories_of(table: pa.Table) -> dict[str, History]:
         ends = np.cumsum(pc.list_value_length(column).to_numpy(zero_copy_only=False))
         columns[name] = np.split(column.flatten().to_numpy(zero_copy_only=False), ends[:-1])
     users = table["user_id"].to_pylist()
-    rows = zip(*(columns[name] for name in ("items", "ratings", "labels", "timestamps_s")), strict=True)
+    rows = zip(*columns.values(), strict=True)      # one empty row where there are no users
     return {user: History(*row) for user, row in zip(users, rows, strict=False)}
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import posixpath
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,14 +30,17 @@ class SourceFile:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Yield a buffered stream of the bytes; a zip's member is seekable but slowly so."""
+        """Yield a buffered stream of the bytes; DataError if a zip turns out to be broken."""
         fs, path = storage.filesystem(self.uri)
         with fs.open_input_file(path) as outer:
             if self.member is None:
                 yield _buffered(outer)
                 return
-            with zipfile.ZipFile(outer) as archive, archive.open(self.member) as inner:
-                yield _buffered(inner)
+            try:
+                with zipfile.ZipFile(outer) as archive, archive.open(self.member) as inner:
+                    yield _buffered(inner)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise DataError(f"{self.uri} is broken at {self.member}: {error}") from error
 
     def digest(self) -> str:
         """Return the sha256 of the content; equal data under another path has an equal one."""
@@ -48,7 +52,7 @@ class SourceFile:
 
 
 def _buffered(raw: object) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(raw, 1 << 20))  # type: ignore[type-var]
+    return cast(BinaryIO, io.BufferedReader(raw, 1 << 20))
 
 
 def list_source(path: str) -> list[SourceFile]:
@@ -82,5 +86,6 @@ def find_file(files: Sequence[SourceFile], name: str) -> SourceFile | None:
     """Return the file of that name, in whatever folder; DataError if there are two."""
     found = [file for file in files if file.name == name]
     if len(found) > 1:
-        raise DataError(f"source has {name!r} {len(found)} times: {[f.member or f.uri for f in found]}")
+        places = [file.member or file.uri for file in found]
+        raise DataError(f"source has {name!r} {len(found)} times: {places}")
     return found[0] if found else None

@@ -1,6 +1,6 @@
 """Cut times of the one timeline, from small histograms instead of a global sort.
 
-    per partition: events by day -> the days that hold a cut -> events by second of those days -> cuts
+    per partition: events by day -> days that hold a cut -> events by second of those days -> cuts
 """
 
 from collections import Counter
@@ -67,8 +67,8 @@ def _cumulate(histogram: Histogram) -> tuple[IntArray, IntArray]:
 
 
 def _bin_of(before: IntArray, target: int) -> int:
-    """Return the bin that holds the event of that 0-based rank."""
-    return int(np.searchsorted(before, target, side="right")) - 1
+    """Return the bin that holds the event of that 0-based rank; the last one beyond the end."""
+    return min(int(np.searchsorted(before, target, side="right")), len(before) - 1) - 1
 
 
 def find_timeline(
@@ -82,21 +82,22 @@ def find_timeline(
     """
     keys, before = _cumulate(days)
     events = int(before[-1])
-    cuts, counts = [], [0]
+    cuts_s, counts = [], [0]
     for target in cut_targets(events, config):
         day = _bin_of(before, target)
         within = {s: count for s, count in seconds.items() if s // DAY_S == keys[day]}
         cut_s, count = _nearest_border(within, target - int(before[day]))
-        cuts.append(cut_s)
+        cuts_s.append(cut_s)
         counts.append(count + int(before[day]))
     sizes = dict(zip(Window, np.diff([*counts, events]).tolist(), strict=True))
     for window, size in sizes.items():
         if size <= 0:
             raise DataError(
                 f"window {window.name} of the timeline would be empty: {events} events, cuts at "
-                f"{cuts}; there are too few different times, or split leaves it too small a share"
+                f"{cuts_s}; there are too few different times, or split leaves it too small a share"
             )
-    return Timeline(ends_s[0], *cuts, ends_s[1]), sizes
+    t0_s, t1_s, t2_s = cuts_s
+    return Timeline(ends_s[0], t0_s, t1_s, t2_s, ends_s[1]), sizes
 
 
 def _nearest_border(seconds: Histogram, target: int) -> tuple[int, int]:

@@ -94,7 +94,7 @@ def read_header(file: SourceFile, delimiter: str) -> tuple[str, ...]:
     text, bad = decode_lines(lines, latin_1=False)
     names = next(csv.reader([text[0].as_py()], delimiter=delimiter), [])
     if bad[0].as_py() or not names:
-        raise DataError(f"{file.name} has no header line that can be read: {text[0].as_py()!r:.200}")
+        raise DataError(f"{file.name} has no header that can be read: {text[0].as_py()!r:.200}")
     return tuple(name.strip() for name in names)
 
 

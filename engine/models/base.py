@@ -38,6 +38,15 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
+def dtype_of(config: BaseModelConfig) -> torch.dtype:
+    """Return the type of weights and activations; `auto` takes what the device is fast in."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)     # type: ignore[no-any-return]
+    on_cpu = device_of(config.device).type == "cpu"
+    slow_bfloat16 = on_cpu and not torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.float32 if slow_bfloat16 else torch.bfloat16
+
+
 def load_tokenizer(config: BaseModelConfig) -> Any:
     """Return the base model's tokenizer."""
     return AutoTokenizer.from_pretrained(model_path(config))
@@ -46,7 +55,7 @@ def load_tokenizer(config: BaseModelConfig) -> Any:
 def load_base_model(config: BaseModelConfig) -> tuple[Any, PreTrainedModel]:
     """Return tokenizer and frozen model in eval mode on its device."""
     model = AutoModelForCausalLM.from_pretrained(
-        model_path(config), dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+        model_path(config), dtype=dtype_of(config), attn_implementation=config.attention
     )
     model.requires_grad_(False).eval().to(device_of(config.device))
     _remove_dropout(model)

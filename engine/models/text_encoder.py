@@ -1,6 +1,7 @@
 """Texts -> raw vectors: the base model's mean-pooled hidden states, or a sentence encoder's."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from engine.config import BaseModelConfig, ItemTextConfig
 from engine.errors import ConfigError
-from engine.models.base import device_of, load_base_model
+from engine.models.base import device_of, load_base_model, model_path
 from engine.types import FloatArray
 
 MAX_TOKENS = 128
@@ -58,13 +59,8 @@ class SentenceEncoder:
     """A sentence-transformers model."""
 
     def __init__(self, path: str, device: str) -> None:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise ConfigError(
-                "item_text.encoder 'sentence_transformer' needs the package: "
-                "`pip install sentence-transformers`, or use 'base_model'"
-            ) from error
+        from sentence_transformers import SentenceTransformer
+
         self._model = SentenceTransformer(path, device=str(device_of(device)))
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
@@ -72,10 +68,22 @@ class SentenceEncoder:
         return np.asarray(self._model.encode(list(texts), show_progress_bar=False), np.float32)
 
 
+def check_encoder(config: ItemTextConfig, base: BaseModelConfig) -> None:
+    """Raise ConfigError if the encoder cannot be loaded; cheap."""
+    if config.encoder == "base_model":
+        model_path(base)
+    elif config.encoder_path is None:
+        raise ConfigError("item_text.encoder 'sentence_transformer' needs item_text.encoder_path")
+    elif find_spec("sentence_transformers") is None:
+        raise ConfigError(
+            "item_text.encoder 'sentence_transformer' needs the package: "
+            "`pip install sentence-transformers`, or use 'base_model'"
+        )
+
+
 def load_encoder(config: ItemTextConfig, base: BaseModelConfig) -> TextEncoder:
     """Return the configured encoder; raises ConfigError if it cannot be had."""
+    check_encoder(config, base)
     if config.encoder == "base_model":
         return BaseModelEncoder(*load_base_model(base))
-    if config.encoder_path is None:
-        raise ConfigError("item_text.encoder 'sentence_transformer' needs item_text.encoder_path")
-    return SentenceEncoder(config.encoder_path, base.device)
+    return SentenceEncoder(str(config.encoder_path), base.device)

@@ -4,9 +4,10 @@
     <chat frame: user>    About the user: gender F; age 24.
                           Average rating 3.6 over 85 movies; liked 47%.
                           History, newest last:
-                          - Fargo (Crime, Drama): 5
-                          ...                                            <- end of the prefix
-                          Will the user enjoy the movie Heat (1995; Action)?
+                          - Fargo: 5
+                          ...
+                          Will the user enjoy this movie?                <- end of the prefix
+                          Heat (1995; Action)
     <chat frame: answer>                                                 <- end of a block
 
 In slate scope all candidates of a request stand behind one prefix, which is chosen without looking
@@ -14,6 +15,7 @@ at them. In candidate scope each has its own prefix, chosen for it. Pieces are e
 joined, so a packed prompt and a separate one have the same tokens.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,17 @@ class PromptBuilder:
                 noun=config.noun, positive=config.positive, negative=config.negative
             ),
         )
+
+    def digest(self) -> str:
+        """Return a digest of a fixed request's tokens: it changes with text, frame or tokenizer."""
+        example = History(
+            np.ones(2, np.int32), np.array([1, 2], np.float32), np.array([0, 1], np.int8),
+            np.array([1, 2], np.int64),
+        )
+        fields = dict.fromkeys(self.source.user_fields, ("value",))
+        built = self.build_all(example, Profile("user", fields), np.array([1, 0]))
+        pieces = [piece for each in built for piece in (each.prompt.prefix, *each.prompt.blocks)]
+        return hashlib.sha256(b"|".join(p.astype(np.int64).tobytes() for p in pieces)).hexdigest()
 
     def build(self, history: History, profile: Profile, candidates: IntArray) -> BuiltPrompt:
         """Return one prompt for all candidates (slate scope)."""
@@ -109,16 +122,19 @@ class PromptBuilder:
         """Join frame, profile and as much of the chosen history as fits, newest kept."""
         chosen = self._choose(history, focus)
         opening = [*self.frame.head, *self._text(self._profile_text(history, profile))]
+        question = self._text(f"Will the user {self.config.verb} this {self.config.noun}?\n")
         lines = [self._text(self._event_text(history, int(position))) for position in chosen]
-        room = self.config.max_tokens - len(opening) - max(len(block) for block in blocks)
+        fixed = len(opening) + len(question) + max(len(block) for block in blocks)
+        room = self.config.max_tokens - fixed
         if room < 0:
             raise PromptError(
-                f"profile and candidate take {self.config.max_tokens - room} tokens, "
+                f"profile and candidate take {fixed} tokens, "
                 f"prompt.max_tokens is {self.config.max_tokens}"
             )
         kept = _newest_that_fit([len(line) for line in lines], room)
         first = len(lines) - kept
-        prefix = np.array([*opening, *(t for line in lines[first:] for t in line)], np.int32)
+        tokens = [*opening, *(t for line in lines[first:] for t in line), *question]
+        prefix = np.array(tokens, np.int32)
         return BuiltPrompt(SlatePrompt(prefix, blocks), chosen[first:], cut=first)
 
     def _text(self, text: str) -> tuple[int, ...]:
@@ -144,10 +160,9 @@ class PromptBuilder:
         return f"{text}: {history.ratings[position]:g}\n"
 
     def _block(self, item: int) -> IntArray:
-        """Return the candidate's question and the frame's end; its last token is the answer position."""
+        """Return the candidate and the frame's end; its last token is the answer position."""
         shown = self.catalogue.titles[item] + self._fields(item, self.config.candidate_fields)
-        question = f"Will the user {self.config.verb} the {self.config.noun} {shown}?"
-        return np.array([*self._text(question), *self.frame.tail], np.int32)
+        return np.array([*self._text(shown), *self.frame.tail], np.int32)
 
     def _fields(self, item: int, names: Sequence[str]) -> str:
         values = [", ".join(self.catalogue.fields[name][item]) for name in names]

@@ -135,11 +135,15 @@ def _by_history_length(
         inside = (sample.history_lengths >= low) & (sample.history_lengths < high)
         if inside.any():
             group = sample.where(inside)
-            models = {
-                model: _json(estimates["auc"].interval())
+            auc = {
+                model: estimates["auc"]
                 for model, estimates in _estimates(group, fusion, config).items()
             }
-            buckets.append({"history_length": name, **_counts(group), "auc": models})
+            buckets.append({
+                "history_length": name, **_counts(group),
+                "auc": {model: _json(each.interval()) for model, each in auc.items()},
+                "fused - crm": _json(auc["fused"].minus(auc["crm"]).interval()),
+            })
     return buckets
 
 

@@ -3,14 +3,18 @@
 from functools import partial
 from typing import Any
 
-
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.histories import build_histories as build_partition
 from engine.data.schema import part_name
 from engine.data.splits import (
-    count_days, count_seconds, cut_days, find_timeline, merge_counts, write_timeline,
+    count_days,
+    count_seconds,
+    cut_days,
+    find_timeline,
+    merge_counts,
+    write_timeline,
 )
 from engine.stages.partitions import map_partitions
 

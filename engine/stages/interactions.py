@@ -17,15 +17,21 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.entities import (
-    items_without_file, read_items, read_users, users_of_interactions,
+    items_without_file,
+    read_items,
+    read_users,
+    users_of_interactions,
 )
 from engine.data.interactions import (
-    Checker, check_quality, count_reasons, first_rows, split_partition,
+    Checker,
+    check_quality,
+    count_reasons,
+    first_rows,
+    split_partition,
 )
 from engine.data.layouts import Layout, find_layout
 from engine.data.schema import INTERACTIONS, QUARANTINE, part_name, users_schema
 from engine.data.tables import Table
-from engine.stages.partitions import collect
 
 
 def import_data(run: str, config: EngineConfig) -> Artifact:
@@ -93,7 +99,7 @@ def _write_partitions(uri: str, checker: Checker, layout: Layout) -> list[dict[s
     )
     groups = rows.groupby("partition", num_partitions=checker.num_partitions)
     written = groups.map_groups(partial(_write_partition, uri), batch_format="pyarrow")
-    found = {row["partition"]: pickle.loads(row["found"]) for row in collect(written)}
+    found = {row["partition"]: pickle.loads(row["found"]) for row in written.take_all()}
     for number in range(checker.num_partitions):
         if number not in found:
             found[number] = _write_rows(uri, number, checker.empty())

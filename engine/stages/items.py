@@ -15,15 +15,18 @@ from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.catalogue import Catalogue
 from engine.models.base import base_model_digest
-from engine.models.text_encoder import load_encoder
+from engine.models.text_encoder import check_encoder, load_encoder
 from engine.retrieval.item_text import fit_projector, item_text
-from engine.stages.partitions import collect
 
 VECTORS = "vectors.safetensors"
 
 
 def embed_items(run: str, config: EngineConfig, histories: Artifact) -> Artifact:
-    """Return the artifact "item_text"; the encoder runs in one actor."""
+    """Return the artifact "item_text"; the encoder runs in one actor.
+
+    Raises ConfigError if the encoder cannot be had.
+    """
+    check_encoder(config.item_text, config.base_model)
     write = partial(_write, config=config, histories=histories)
     settings = {
         "item_text": config.item_text.settings(), "item_fields": list(config.source.item_fields),
@@ -64,13 +67,14 @@ def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.fl
         )}
         for item in range(1, len(catalogue))
     ]
+    rows.sort(key=lambda row: len(row["text"]))        # texts of a batch pad each other less
     use_gpu = config.base_model.device.startswith("cuda")
     encoded = ray.data.from_items(rows).map_batches(
         _Encoder, fn_constructor_args=(config,), batch_size=config.item_text.batch_size,
         batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1,
         num_gpus=1 if use_gpu else 0,
     )
-    by_item = {int(row["item"]): row["raw"] for row in collect(encoded)}
+    by_item = {int(row["item"]): row["raw"] for row in encoded.take_all()}
     return np.stack([by_item[item] for item in range(1, len(catalogue))])
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
 
 from engine.errors import EngineError
 
@@ -26,31 +25,19 @@ def map_partitions(
     numbers = ray.data.from_items(
         [{"partition": number} for number in partitions], override_num_blocks=len(partitions)
     )
-    rows = collect(numbers.map(partial(_call, function), num_cpus=num_cpus))
+    rows = numbers.map(partial(_call, function), num_cpus=num_cpus).take_all()
     results = {row["partition"]: pickle.loads(row["result"]) for row in rows}
+    for number in partitions:
+        if isinstance(results[number], EngineError):
+            raise results[number]
     return [results[number] for number in partitions]
 
 
 def _call(function: Callable[[int], Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Return the result or, as Ray Data loses the class of an exception, the EngineError."""
     number = int(row["partition"])
-    return {"partition": number, "result": pickle.dumps(function(number))}
-
-
-def collect(dataset: ray.data.Dataset) -> list[dict[str, Any]]:
-    """Return all rows of a small dataset; an EngineError of a task is raised as itself."""
     try:
-        rows: list[dict[str, Any]] = dataset.take_all()
-    except RayTaskError as error:
-        cause = _engine_error(error)
-        if cause is None:
-            raise
-        raise cause from error
-    return rows
-
-
-def _engine_error(error: BaseException | None) -> EngineError | None:
-    while error is not None:
-        if isinstance(error, EngineError):
-            return type(error)(*error.args) if isinstance(error, RayTaskError) else error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+        result = function(number)
+    except EngineError as error:
+        result = error
+    return {"partition": number, "result": pickle.dumps(result)}

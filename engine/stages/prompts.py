@@ -20,7 +20,7 @@ from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
-from engine.data.sampling import Offer, sample_key, smallest, within_rows
+from engine.data.sampling import Offer, reach_rows, sample_key, smallest, within_rows
 from engine.data.schema import PROMPTS, histories_of, part_name
 from engine.models.base import base_model_digest, load_tokenizer
 from engine.prompts.template import PromptBuilder
@@ -39,6 +39,7 @@ def build_prompts(
         "base_model": base_model_digest(config.base_model) or config.base_model.name,
         "seed": config.run.seed, "max_slates": config.adapters.max_slates,
         "rows": [config.evaluation.validation_rows, config.evaluation.test_rows],
+        "template": make_builder(config, histories, item_text).digest(),
     }
     inputs = [histories, slates, item_text]
     write = partial(_write, config=config, histories=histories, slates=slates, item_text=item_text)
@@ -79,7 +80,7 @@ def _offers(partition: int, config: EngineConfig, slates: Artifact) -> dict[int,
         for row in table.filter(pc.field("window") == int(window)).to_pylist():
             users[row["user_id"]] += row["rows"]
         keyed = [(sample_key(config.run.seed, user), user, rows) for user, rows in users.items()]
-        offers[int(window)] = within_rows(keyed, limit)
+        offers[int(window)] = reach_rows(keyed, limit)
     return offers
 
 

@@ -63,6 +63,29 @@ def find_table(
     return {}
 
 
+def summary_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return what a job prints of an evaluation: fusion, test metrics, quality lines."""
+    full = report["fusion"]["full"]
+    lines = [
+        f"fusion: {full['crm']:.3f} crm + {full['llm']:.3f} llm {full['bias']:+.3f}",
+        f"{'test window':<24}{'rows':>9}  AUC [95% interval]         per user  log loss  accuracy",
+    ]
+    for rows in ("all", "sample"):
+        table = find_table(report, "test", rows)
+        for model, values in table.get("models", {}).items():
+            auc, *others = (values[name] for name in ("auc", "gauc", "log_loss", "accuracy"))
+            interval = auc and f"{auc['value']:.4f} [{auc['low']:.4f}, {auc['high']:.4f}]"
+            numbers = "".join(
+                f"{each['value']:>10.4f}" if each else f"{'-':>10}" for each in others
+            )
+            head = f"{rows + '/' + model:<24}{table['num_rows']:>9}"
+            lines.append(f"{head}  {interval or '-':<25}{numbers}")
+    for line in report["quality"]:
+        word = "met   " if line["passed"] else "MISSED"
+        lines.append(f"{word}  {line['name']}: {line['measured']} (asked: {line['target']})")
+    return lines
+
+
 def _crm_auc(report: Mapping[str, Any], window: str) -> tuple[float | None, str]:
     for group in report["crm_seeds"]:
         if group["window"] == window:

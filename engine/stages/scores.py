@@ -4,8 +4,8 @@
     gates.safetensors         "gates" [slates, G, N]: user mixes of the test sample, by slate id
     slates.json               their slate and user ids
 
-The language model scores the sample three times: as released, without the bank (zero-shot), and on
-test with the gates of another user (a derangement). Ray Data actors hold the model.
+The language model scores the sample as released; the test sample also without the bank (zero-shot)
+and with the gates of another user (a derangement). Ray Data actors hold the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,14 @@ from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.data.schema import SCORES, part_name
 from engine.models.personalized import PersonalizedLLM
-from engine.stages.partitions import collect, map_partitions
+from engine.stages.partitions import map_partitions
 from engine.training.adapter_examples import AdapterExample, read_examples
 from engine.types import CRMOutput, FloatArray, Window
 
 Row = tuple[str, int]
 """Slate id and slot."""
+Logits = tuple[float | None, ...]
+"""Values of COLUMNS."""
 COLUMNS = ("llm_logit", "zero_shot_logit", "shuffled_logit")
 
 
@@ -120,22 +122,32 @@ class PromptScorer:
         """Score the examples with these numbers."""
         numbers = [int(number) for number in batch["number"]]
         chosen = [self.examples[number] for number in numbers]
-        prompts = [example.prompt for example in chosen]
         gates = [self.model.gates(example.crm) for example in chosen]
-        columns = {
-            "llm_logit": self.model.score(prompts, gates),
-            "zero_shot_logit": self.model.score(prompts, None),
-            "shuffled_logit": self.model.score(prompts, [
-                self.model.gates(borrowed(self.examples[n].crm, self.examples[self.donors[n]].crm))
-                for n in numbers
-            ]),
-            "gates": [weights[0] for weights in gates],
-        }
+        logits = self.model.score([example.prompt for example in chosen], gates)
+        columns = [np.full((len(row), len(COLUMNS)), np.nan, np.float32) for row in logits]
+        for column, row in zip(columns, logits, strict=True):
+            column[:, 0] = row
+        self._score_references(numbers, columns)
         return {
             "number": np.array(numbers),
-            **{name: _objects([np.asarray(v, np.float32).tobytes() for v in values])
-               for name, values in columns.items()},
+            "logits": _objects([column.tobytes() for column in columns]),
+            "gates": _objects([weights[0].astype(np.float32).tobytes() for weights in gates]),
         }
+
+    def _score_references(self, numbers: Sequence[int], columns: Sequence[FloatArray]) -> None:
+        """Fill zero-shot and shuffled logits of the test examples."""
+        places = [p for p, n in enumerate(numbers) if self.examples[n].window == Window.TEST]
+        if not places:
+            return
+        pairs = [(self.examples[numbers[p]], self.donors[numbers[p]]) for p in places]
+        prompts = [example.prompt for example, _ in pairs]
+        foreign = [
+            self.model.gates(borrowed(example.crm, self.examples[donor].crm))
+            for example, donor in pairs
+        ]
+        references = self.model.score(prompts, None), self.model.score(prompts, foreign)
+        for place, zero_shot, shuffled in zip(places, *references, strict=True):
+            columns[place][:, 1], columns[place][:, 2] = zero_shot, shuffled
 
 
 def _objects(values: Sequence[bytes]) -> np.ndarray[Any, Any]:
@@ -146,25 +158,27 @@ def _objects(values: Sequence[bytes]) -> np.ndarray[Any, Any]:
 
 def score_examples(
     config: EngineConfig, bank: str, examples: Sequence[AdapterExample], donors: Sequence[int]
-) -> tuple[dict[Row, tuple[float, ...]], list[FloatArray]]:
-    """Return the three logits of every row and the first gates of every example."""
+) -> tuple[dict[Row, Logits], list[FloatArray]]:
+    """Return the logits of every row and the first gates of every example."""
     shape = tuple(_gate_shape(bank))
     shared = ray.put(list(examples))
     by_length = sorted(range(len(examples)), key=lambda i: (examples[i].num_tokens, i))
     numbers = ray.data.from_items([{"number": n} for n in by_length], override_num_blocks=1)
     gpus = {"num_gpus": 1} if config.adapters.use_gpu else {}
-    results = collect(numbers.map_batches(
+    results = numbers.map_batches(
         PromptScorer, fn_constructor_args=(config, bank, shared, list(donors)),
         batch_size=config.evaluation.batch_slates, concurrency=1,
         num_cpus=config.adapters.threads_per_worker, **gpus,
-    ))
-    scored: dict[Row, tuple[float, ...]] = {}
+    ).take_all()
+    scored: dict[Row, Logits] = {}
     gates: list[FloatArray] = [np.zeros(0)] * len(examples)
     for result in results:
         example = examples[result["number"]]
-        logits = np.stack([np.frombuffer(result[name], np.float32) for name in COLUMNS], axis=1)
+        logits = np.frombuffer(result["logits"], np.float32).reshape(-1, len(COLUMNS))
         for slot, row in enumerate(logits):
-            scored[example.slate_id, example.first_slot + slot] = tuple(map(float, row))
+            scored[example.slate_id, example.first_slot + slot] = tuple(
+                None if np.isnan(value) else float(value) for value in row
+            )
         gates[result["number"]] = np.frombuffer(result["gates"], np.float32).reshape(shape)
     return scored, gates
 
@@ -197,7 +211,7 @@ def _write_partition(
     folder: str,
     slates: Artifact,
     crm_scores: Artifact,
-    scored: Mapping[Row, tuple[float, ...]],
+    scored: Mapping[Row, Logits],
     popularity: FloatArray,
 ) -> int:
     """Write all scores of one partition's validation and test rows; return their number."""
@@ -221,7 +235,7 @@ def _write_partition(
 def _rows(
     slate: Mapping[str, Any],
     output: Mapping[str, Any],
-    scored: Mapping[Row, tuple[float, ...]],
+    scored: Mapping[Row, Logits],
     popularity: FloatArray,
 ) -> list[dict[str, Any]]:
     rows = []

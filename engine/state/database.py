@@ -118,7 +118,7 @@ def _connect(url: str) -> Engine:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None      # the driver's own BEGIN comes too late; see _begin_sqlite
+    connection.isolation_level = None      # the driver begins too late; see _begin_sqlite
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     cursor.execute("PRAGMA synchronous = FULL")

@@ -19,6 +19,7 @@ class AdapterExample:
 
     slate_id: str
     user_id: str
+    window: int
     first_slot: int
     prompt: SlatePrompt
     labels: IntArray
@@ -74,7 +75,9 @@ def _example(row: dict[str, Any], outputs: dict[str, CRMOutput], source: str) ->
     prompt = SlatePrompt(np.array(row["prefix"], np.int32), blocks)
     labels = np.array(row["labels"], np.int8)
     part = slots_of(output, first, count)
-    return AdapterExample(row["slate_id"], row["user_id"], first, prompt, labels, part)
+    return AdapterExample(
+        row["slate_id"], row["user_id"], row["window"], first, prompt, labels, part
+    )
 
 
 def slots_of(output: CRMOutput, first: int, count: int) -> CRMOutput:

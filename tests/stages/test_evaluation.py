@@ -10,7 +10,7 @@ from engine.config import EngineConfig, EvaluationConfig, TargetsConfig
 from engine.errors import ArtifactError
 from engine.models.fusion import Fusion
 from engine.stages.evaluation import evaluate, fit_fusion, group_seeds
-from engine.stages.quality import find_table, quality_lines
+from engine.stages.quality import find_table, quality_lines, summary_lines
 from engine.stages.score_rows import read_all, read_sample
 from engine.types import Window
 from tests.synthetic_scores import NUM_USERS, ROWS, SAMPLED, make_scores
@@ -116,6 +116,9 @@ def test_history_length_buckets_hold_every_row_of_the_sample_once(report):
     assert names == ["under 20", "20 to 99", "100 to 499", "500 and over"]
     assert sum(bucket["num_rows"] for bucket in buckets) == SAMPLED * ROWS
     assert buckets[0]["num_users"] == 2                    # lengths 0 and 15
+    for bucket in buckets:
+        gain = bucket["auc"]["fused"]["value"] - bucket["auc"]["crm"]["value"]
+        assert bucket["fused - crm"]["value"] == pytest.approx(gain)
 
 
 def test_gates_are_those_of_each_test_user_s_first_slate(scores, report):
@@ -155,6 +158,15 @@ def test_a_fused_score_surely_below_the_crm_is_missed(report):
     lines = {line.name: line.passed for line in quality_lines(changed, TARGETS)}
     assert not lines["fused not below the CRM, test AUC"]
     assert lines["LLM above zero-shot, test AUC"]
+
+
+def test_the_summary_prints_every_model_and_every_line_once(report):
+    lines = summary_lines(report)
+    assert lines[0].startswith("fusion: ")
+    assert sum("all/" in line for line in lines) == 4
+    assert sum("sample/" in line for line in lines) == 8
+    assert sum(line.startswith("MISSED") for line in lines) == 1
+    assert len(lines) == 2 + 12 + 7
 
 
 def test_seeds_are_grouped_by_window():

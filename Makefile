@@ -1,0 +1,59 @@
+# Lifelora: `make demo`, `make test`, `make train`. A second run reuses what is there.
+PYTHON ?= python3.11
+TORCH ?=# more arguments of pip for torch, e.g. TORCH="--index-url URL" of CPU builds
+CONFIG ?= jobs/configs/ml-100k.yaml
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+PIP := $(RUN) pip install --disable-pip-version-check
+
+INSTALLED := .venv/.installed
+FETCHED := cache/ml-100k/ml-100k.inter cache/models/smollm2-135m-instruct/config.json
+
+export RAY_USAGE_STATS_ENABLED ?= 0
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test train serve install fetch lint docs constraints clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
+	$(RUN) jobs.demo
+
+test: lint $(FETCHED)                   ## everything that .ci/run runs
+	$(RUN) pytest
+
+train: $(INSTALLED) $(FETCHED)          ## all of MovieLens-100K, or CONFIG=...
+	$(RUN) jobs.train_reclora --config $(CONFIG)
+
+serve: $(INSTALLED) $(FETCHED)          ## the live release on http://127.0.0.1:8000
+	$(BIN)/serve run serve_configs/local.yaml
+
+install: $(INSTALLED)
+
+fetch: $(FETCHED)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)                      ## docs/config.md from the settings' descriptions
+	$(RUN) jobs.write_config_docs
+
+constraints: $(INSTALLED)               ## pin the versions that are installed now
+	{ sed -n '/^#/p' constraints.txt; $(RUN) pip freeze --all --exclude pip --exclude lifelora \
+	  | sed -n 's/^\([A-Za-z0-9._-]*==[^+]*\).*/\1/p' | LC_ALL=C sort -f; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:                                  ## keeps cache/, runs/ and state/
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing to .venv: some minutes"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt $(TORCH) torch
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(FETCHED) &: jobs/fetch_inputs.py | $(INSTALLED)
+	$(RUN) jobs.fetch_inputs
+	touch $(FETCHED)

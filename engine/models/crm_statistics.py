@@ -1,0 +1,55 @@
+"""Counts of events per item before the cut -> smoothed rates that a cold item has too.
+
+Training rows of a partition read the counts of all other partitions, so that no row's own label
+is among its features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.types import FloatArray, History, IntArray
+
+STRENGTH = 5.0
+"""Events that the prior is worth."""
+
+COLUMNS = 3
+"""events, positives, sum of ratings"""
+
+
+def count_events(history: History, size: int) -> FloatArray:
+    """Return the counts [items + 1, 3] of one history."""
+    counts = np.zeros((size, COLUMNS))
+    values = np.stack([np.ones(len(history)), history.labels, history.ratings], axis=1)
+    np.add.at(counts, history.items, values.astype(np.float64))
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStatistics:
+    """Counts by item index I: [I, 3] events, positives, sum of ratings; unseen items have zeros."""
+
+    counts_I3: FloatArray
+    mean_label: float
+    mean_rating: float
+
+    @classmethod
+    def of(cls, counts_I3: FloatArray) -> "ItemStatistics":
+        """Return statistics with the counts' own means as priors."""
+        events, positives, ratings = counts_I3.sum(axis=0)
+        known = max(events, 1.0)
+        return cls(counts_I3, float(positives / known), float(ratings / known))
+
+    def label_rates_I(self) -> FloatArray:
+        """Return the smoothed share of positives."""
+        prior = STRENGTH * self.mean_label
+        return (self.counts_I3[:, 1] + prior) / (self.counts_I3[:, 0] + STRENGTH)
+
+    def ratings_I(self) -> FloatArray:
+        """Return the smoothed mean rating."""
+        prior = STRENGTH * self.mean_rating
+        return (self.counts_I3[:, 2] + prior) / (self.counts_I3[:, 0] + STRENGTH)
+
+    def known_items(self) -> IntArray:
+        """Return the indices of the items that were seen, ascending."""
+        return np.flatnonzero(self.counts_I3[:, 0] > 0)

@@ -1,0 +1,146 @@
+"""A request -> what to rank, from the state database and the release's retriever half."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import Engine
+
+from engine.config import RankingConfig
+from engine.errors import UnknownUserError
+from engine.recommender.candidates import (
+    Filters,
+    allowed_items,
+    find_candidates,
+    named_items,
+    popular_items,
+)
+from engine.recommender.histories import GuestItem, guest_history, stored_history
+from engine.recommender.ranking import Ranking, RankTask, StageClock, profile_of, rank_popular
+from engine.recommender.release import LoadedRelease
+from engine.state.histories import newest_events
+from engine.types import History
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request. Exactly one of `user_id` and `guest` is set."""
+
+    k: int
+    """Items of the answer."""
+    user_id: str | None = None
+    guest: Sequence[GuestItem] | None = None
+    """The history of somebody who has none stored, oldest first."""
+    item_ids: Sequence[str] | None = None
+    """Candidates; None: the retrieval head finds them."""
+    filters: Filters = field(default_factory=Filters)
+    is_scored_whole: bool = False
+    """Whether the language model scores every candidate, not only the best."""
+    with_explanation: bool = False
+    with_gates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShownEvent:
+    """One event of the history that an answer used."""
+
+    item_id: str
+    title: str
+    timestamp_s: int
+    rating: float
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What to rank: either a task for the scorer or a ready answer of popular items."""
+
+    release_id: str
+    history_length: int
+    newest: list[ShownEvent]
+    """The newest events, newest first."""
+    task: RankTask | None = None
+    ranking: Ranking | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+
+def find(
+    release: LoadedRelease, database: Engine, query: Query, ranking: RankingConfig
+) -> Found:
+    """Read the history and choose the candidates.
+
+    Raises UnknownItemError, and RequestError for a filter or rating that is not allowed.
+    """
+    clock = StageClock()
+    history = read_history(release, database, query, ranking)
+    clock.stop("history")
+    found = Found(
+        release.release_id, len(history), shown_events(release, history, ranking.shown_history)
+    )
+    if len(history) == 0 and not release.knows(query.user_id or ""):
+        popular = _rank_popular(release, history, query)
+        clock.stop("candidates")
+        return replace(found, ranking=popular, stage_ms=clock.stage_ms)
+    task = _task(release, history, query, ranking)
+    clock.stop("candidates")
+    return replace(found, task=task, stage_ms=clock.stage_ms)
+
+
+def read_history(
+    release: LoadedRelease, database: Engine, query: Query, ranking: RankingConfig
+) -> History:
+    """Return the guest's history, or the user's newest stored events."""
+    if query.guest is not None:
+        return guest_history(release, query.guest)
+    events = newest_events(database, query.user_id or "", ranking.max_history)
+    return stored_history(release, events)
+
+
+def user_events(
+    release: LoadedRelease, database: Engine, user_id: str, limit: int
+) -> list[ShownEvent]:
+    """Return a user's newest events, newest first; UnknownUserError if nobody has this id."""
+    history = stored_history(release, newest_events(database, user_id, limit))
+    if len(history) == 0 and not release.knows(user_id):
+        raise UnknownUserError(f"user {user_id!r} has no events and no profile")
+    return shown_events(release, history, limit)
+
+
+def shown_events(release: LoadedRelease, history: History, limit: int) -> list[ShownEvent]:
+    """Return the newest events of a history, newest first."""
+    newest = history.tail(limit)
+    return [
+        ShownEvent(
+            release.catalogue.item_ids[item], release.catalogue.titles[item], int(time_s),
+            float(rating), int(label),
+        )
+        for item, rating, label, time_s in zip(
+            newest.items[::-1].tolist(), newest.ratings[::-1], newest.labels[::-1],
+            newest.timestamps_s[::-1], strict=True,
+        )
+    ]
+
+
+def _rank_popular(release: LoadedRelease, history: History, query: Query) -> Ranking:
+    if query.item_ids is None:
+        items = popular_items(release, history, query.filters, query.k)
+        return rank_popular(release, items, query.k, is_ordered=True)
+    items = named_items(release, query.item_ids)
+    allowed = allowed_items(release, history, query.filters)
+    return rank_popular(release, items[allowed[items]], query.k)
+
+
+def _task(
+    release: LoadedRelease, history: History, query: Query, ranking: RankingConfig
+) -> RankTask:
+    user_id = query.user_id or ""
+    if query.item_ids is None:
+        items = find_candidates(
+            release, history, profile_of(release, user_id), query.filters, ranking.max_candidates
+        )
+    else:
+        named = named_items(release, query.item_ids)
+        items = named[allowed_items(release, history, query.filters)[named]]
+    llm_candidates = len(items) if query.is_scored_whole else ranking.llm_candidates
+    return RankTask(
+        user_id, history, items, llm_candidates, query.k, query.with_explanation, query.with_gates
+    )

@@ -1,0 +1,181 @@
+"""Candidates -> ranked items: the CRM orders all, the language model re-ranks the best.
+
+    full      the best M by CRM, ordered by the fused score, then the rest in the CRM's order
+    crm       all in the CRM's order (no language model asked for)
+    popular   by popularity (nothing is known of the user)
+
+Scores are logits. Several requests are ranked in one call; each keeps its own gates.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.errors import PromptError
+from engine.recommender.explanation import Explanation, explain
+from engine.recommender.language import Reading, read_prompts, score_readings
+from engine.recommender.release import LoadedRelease
+from engine.types import AnswerMode, CRMOutput, FloatArray, History, IntArray, Profile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RankTask:
+    """One request's candidates. `user_id` is empty for a guest."""
+
+    user_id: str
+    history: History
+    candidates: IntArray
+    llm_candidates: int
+    """M, items that the language model re-ranks."""
+    k: int
+    """Items of the answer."""
+    with_explanation: bool = False
+    with_gates: bool = False
+    """Whether the explanation lists every gate."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItem:
+    """One item of an answer."""
+
+    item_id: str
+    title: str
+    score: float
+    """Final logit, calibrated."""
+    crm_score: float | None = None
+    llm_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """A ranked answer."""
+
+    release_id: str
+    mode: AnswerMode
+    items: list[RankedItem]
+    explanation: Explanation | None = None
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+
+def rank(release: LoadedRelease, tasks: Sequence[RankTask]) -> list[Ranking]:
+    """Rank the candidates of several requests; stage times are those of the whole call."""
+    clock = StageClock()
+    profiles = [profile_of(release, task.user_id) for task in tasks]
+    outputs = score_crm(release, tasks, profiles)
+    orders = [best_first(output.logits_M, task.candidates)
+              for output, task in zip(outputs, tasks, strict=True)]
+    clock.stop("crm")
+    readings = [
+        _read(release, task, profile, output, order)
+        for task, profile, output, order in zip(tasks, profiles, outputs, orders, strict=True)
+    ]
+    clock.stop("prompts")
+    llm_logits = score_readings(release, readings)
+    clock.stop("llm")
+    return [
+        _ranking(release, task, output, order, reading, logits, clock.stage_ms)
+        for task, output, order, reading, logits in zip(
+            tasks, outputs, orders, readings, llm_logits, strict=True
+        )
+    ]
+
+
+def rank_popular(
+    release: LoadedRelease, candidates: IntArray, k: int, *, is_ordered: bool = False
+) -> Ranking:
+    """Rank by popularity; `is_ordered` keeps the order given."""
+    scores = release.fusion.popularity.apply(release.popularity.scores[candidates])
+    order = np.arange(len(candidates)) if is_ordered else best_first(scores, candidates)
+    items = [
+        _item(release, int(candidates[place]), float(scores[place])) for place in order[:k]
+    ]
+    return Ranking(release.release_id, AnswerMode.POPULAR, items)
+
+
+def profile_of(release: LoadedRelease, user_id: str) -> Profile:
+    """Return a user's profile; an empty one for a guest."""
+    return release.profiles.of(user_id) if user_id else Profile()
+
+
+def score_crm(
+    release: LoadedRelease, tasks: Sequence[RankTask], profiles: Sequence[Profile]
+) -> list[CRMOutput]:
+    """Return the CRM's output for each request."""
+    histories = [task.history for task in tasks]
+    return release.crm.score(histories, profiles, [task.candidates for task in tasks])
+
+
+def best_first(scores: FloatArray, items: IntArray) -> IntArray:
+    """Return places by score, largest first; ties: the smaller item first."""
+    return np.lexsort((items, -np.asarray(scores, np.float64)))
+
+
+class StageClock:
+    """Wall time of consecutive stages in milliseconds."""
+
+    def __init__(self) -> None:
+        self.stage_ms: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """End a stage; the next one starts."""
+        now = time.perf_counter()
+        self.stage_ms[stage] = round((now - self._last) * 1000, 3)
+        self._last = now
+
+
+def _read(
+    release: LoadedRelease, task: RankTask, profile: Profile, output: CRMOutput, order: IntArray
+) -> Reading | None:
+    """Return the prompts of the best M; None (and a log line) where they cannot be built."""
+    best = order[: task.llm_candidates]
+    if release.language is None or len(best) == 0:
+        return None
+    try:
+        return read_prompts(release.language, task.history, profile, task.candidates, output, best)
+    except PromptError as error:
+        log.warning("release %s: answering by CRM alone: %s", release.release_id, error)
+        return None
+
+
+def _ranking(
+    release: LoadedRelease, task: RankTask, output: CRMOutput, order: IntArray,
+    reading: Reading | None, llm_M: FloatArray, stage_ms: dict[str, float],
+) -> Ranking:
+    """Put the re-ranked first, the rest behind, and cut at k."""
+    crm_logits = np.asarray(output.logits_M, np.float64)
+    scores = np.array(release.fusion.crm.apply(crm_logits))
+    llm_scores: dict[int, float] = {}
+    if reading is not None:
+        scores[reading.slots] = release.fusion.combine(crm_logits[reading.slots], llm_M)
+        llm_scores = dict(zip(reading.slots.tolist(), map(float, llm_M), strict=True))
+        head = reading.slots[best_first(scores[reading.slots], task.candidates[reading.slots])]
+        order = np.concatenate([head, order[len(head) :]])
+    top = order[: task.k]
+    items = [
+        _item(
+            release, int(task.candidates[slot]), float(scores[slot]), float(crm_logits[slot]),
+            llm_scores.get(int(slot)),
+        )
+        for slot in top
+    ]
+    explanation = None
+    if task.with_explanation:
+        explanation = explain(release, task.history, output, top, reading, task.with_gates)
+    mode = AnswerMode.CRM if reading is None else AnswerMode.FULL
+    return Ranking(release.release_id, mode, items, explanation, dict(stage_ms))
+
+
+def _item(
+    release: LoadedRelease, item: int, score: float, crm_score: float | None = None,
+    llm_score: float | None = None,
+) -> RankedItem:
+    catalogue = release.catalogue
+    return RankedItem(
+        catalogue.item_ids[item], catalogue.titles[item], score, crm_score, llm_score
+    )

@@ -1,0 +1,212 @@
+"""Releases in one folder or bucket, and which of them is live.
+
+    <root>/<release_id>/...files, config.json
+    <root>/<release_id>/manifest.json     written last: without it there is no release
+    <root>/live.json                      {"release_id", "previous_id"}, replaced in one step
+
+A release never changes once its manifest is there. `live.json` is the only truth about what is
+live. Many may read at a time; one publishes an id, and one promotes.
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from engine import artifacts, storage
+from engine.errors import ChecksumError, ReleaseError, ReleaseFormatError, ReleaseNotFoundError
+from engine.releases.manifest import (
+    FORMAT_VERSION,
+    FileEntry,
+    ReleaseManifest,
+    dump_manifest,
+    parse_facts,
+    parse_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+LIVE = "live.json"
+
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+FILE_NAME = re.compile(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+\.(safetensors|parquet|json)")
+
+
+class Live(NamedTuple):
+    """What is live, and what was before."""
+
+    release_id: str
+    previous_id: str | None
+
+
+class Registry:
+    """The releases below one root: a local path or an object store's URI."""
+
+    def __init__(self, root: str) -> None:
+        self.root = storage.absolute(root)
+
+    def folder(self, release_id: str) -> str:
+        """Return the URI of a release's folder, be it there or not."""
+        if not ID.fullmatch(release_id):
+            raise ReleaseNotFoundError(
+                f"release id {release_id!r} must be 1 to 64 letters, digits, '-' or '_'"
+            )
+        return storage.join(self.root, release_id)
+
+    def list(self) -> list[str]:
+        """Return the ids of the complete releases, sorted."""
+        return [name for name in storage.list_folders(self.root) if self._is_complete(name)]
+
+    def publish(self, release_id: str, files: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+        """Copy files (path in the release -> URI) into a new release; return its folder.
+
+        `facts` are those of ReleaseFacts and `config`, which becomes config.json. What an
+        interrupted attempt left under this id is written again. Raises ReleaseError if the id
+        exists, a fact is missing, or a file is not safetensors, Parquet or JSON.
+        """
+        folder = self.folder(release_id)
+        if self._is_complete(release_id):
+            raise ReleaseError(f"release {release_id!r} is in {self.root} and never changes")
+        described, config = _split_facts(facts)
+        stated = parse_facts(described)
+        for name in files:
+            _check_name(name)
+        self._refuse_strays(folder, files)
+        log.info("release %s: writing %d files to %s", release_id, len(files) + 1, folder)
+        entries = {
+            name: _store(storage.join(folder, name), storage.read_bytes(uri))
+            for name, uri in sorted(files.items())
+        }
+        entries[CONFIG] = _store(storage.join(folder, CONFIG), storage.dump_json(config))
+        manifest = ReleaseManifest(FORMAT_VERSION, release_id, int(time.time()), entries, stated)
+        storage.write_json(storage.join(folder, MANIFEST), dump_manifest(manifest))
+        log.info("release %s: complete", release_id)
+        return folder
+
+    def read_manifest(self, release_id: str) -> ReleaseManifest:
+        """Return a release's manifest; files are not looked at.
+
+        Raises ReleaseNotFoundError, ReleaseFormatError or ChecksumError.
+        """
+        uri = storage.join(self.folder(release_id), MANIFEST)
+        if not storage.exists(uri):
+            raise ReleaseNotFoundError(
+                f"release {release_id!r} is not in {self.root}; found {self.list()}"
+            )
+        manifest = parse_manifest(_read_json(uri))
+        if manifest.release_id != release_id:
+            raise ReleaseFormatError(f"{uri} belongs to release {manifest.release_id!r}")
+        return manifest
+
+    def verify(self, release_id: str) -> ReleaseManifest:
+        """Compare every file with its checksum; raises as `read_manifest` does."""
+        manifest = self.read_manifest(release_id)
+        files = {name: asdict(entry) for name, entry in manifest.files.items()}
+        artifacts.verify_files(self.folder(release_id), files)
+        return manifest
+
+    def live(self) -> Live:
+        """Return the live release and the one before it; ReleaseNotFoundError if none is live."""
+        uri = storage.join(self.root, LIVE)
+        if not storage.exists(uri):
+            raise ReleaseNotFoundError(f"no release is live in {self.root}; found {self.list()}")
+        values = _read_json(uri)
+        if not isinstance(values, dict) or not isinstance(values.get("release_id"), str):
+            raise ReleaseFormatError(f"{uri} names no release: {values!r:.200}")
+        return Live(values["release_id"], values.get("previous_id"))
+
+    def promote(self, release_id: str) -> Live:
+        """Verify a release and make it live; a release that is live already stays so."""
+        self.verify(release_id)
+        current = self._live_id()
+        if current == release_id:
+            return self.live()
+        live = Live(release_id, current)
+        storage.write_json(storage.join(self.root, LIVE), live._asdict())
+        log.info("release %s: live in %s, before it %s", release_id, self.root, current)
+        return live
+
+    def rollback(self) -> Live:
+        """Promote the release before the live one; a second rollback undoes the first."""
+        current = self.live()
+        if current.previous_id is None:
+            raise ReleaseNotFoundError(
+                f"release {current.release_id!r} is the first live one in {self.root}: "
+                "nothing to roll back to"
+            )
+        return self.promote(current.previous_id)
+
+    def _is_complete(self, release_id: str) -> bool:
+        return bool(ID.fullmatch(release_id)) and storage.exists(
+            storage.join(self.root, release_id, MANIFEST)
+        )
+
+    def _live_id(self) -> str | None:
+        try:
+            return self.live().release_id
+        except ReleaseNotFoundError:
+            return None
+
+    def _refuse_strays(self, folder: str, files: Mapping[str, str]) -> None:
+        """Refuse a folder with files of another, interrupted release."""
+        strays = set(storage.list_files(folder)) - {*files, CONFIG}
+        if strays:
+            raise ReleaseError(
+                f"{folder} holds {sorted(strays)}, which are not of this release; "
+                "delete them or choose another id"
+            )
+
+
+def _split_facts(facts: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Return the facts for the manifest and the configuration."""
+    config = facts.get("config")
+    if not isinstance(config, Mapping):
+        raise ReleaseError("release facts: config: must be the whole configuration")
+    return {name: value for name, value in facts.items() if name != "config"}, config
+
+
+def _check_name(name: str) -> None:
+    if name in (MANIFEST, CONFIG):
+        raise ReleaseError(f"release file {name!r} is written by the registry")
+    if not FILE_NAME.fullmatch(name):
+        raise ReleaseError(
+            f"release file {name!r} must be a relative path to a "
+            ".safetensors, .parquet or .json file"
+        )
+
+
+def _store(uri: str, data: bytes) -> FileEntry:
+    """Write one file and read it back."""
+    if not _is_content_of(uri.rpartition(".")[2], data):
+        raise ReleaseError(f"release file {uri!r} does not hold what its name says")
+    storage.write_bytes(uri, data)
+    entry = FileEntry(storage.sha256(data), len(data))
+    stored, _ = storage.describe_file(uri)
+    if stored != entry.sha256:
+        raise ChecksumError(f"{uri} has sha256 {stored} after writing {entry.sha256}")
+    return entry
+
+
+def _is_content_of(kind: str, data: bytes) -> bool:
+    """Tell whether bytes look like safetensors, Parquet or JSON."""
+    if kind == "parquet":
+        return data[:4] == data[-4:] == b"PAR1"
+    if kind == "safetensors":      # header size (8 bytes), header (JSON), tensors
+        return int.from_bytes(data[:8], "little") <= len(data) - 8 and data[8:9] == b"{"
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_json(uri: str) -> Any:
+    try:
+        return storage.read_json(uri)
+    except ValueError as error:
+        raise ReleaseFormatError(f"{uri} is not JSON: {error}") from error

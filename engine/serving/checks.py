@@ -1,0 +1,76 @@
+"""Request bodies -> queries: the limits that depend on the configuration.
+
+Every RequestError begins with the names of the fields at fault.
+"""
+
+from collections.abc import Sequence
+
+from engine.config import ServingConfig
+from engine.errors import RequestError
+from engine.recommender.candidates import Filters
+from engine.recommender.histories import GuestItem
+from engine.recommender.lookup import Query
+from engine.serving.schemas import Asker, EventsRequest, RecommendRequest, ScoreRequest
+
+
+def recommend_query(request: RecommendRequest, config: ServingConfig) -> Query:
+    """Return the query of POST /v1/recommend."""
+    if request.k > config.ranking.max_k:
+        raise RequestError(f"k: {request.k} is more than {config.ranking.max_k}")
+    filters = request.filters
+    exclude_seen = filters.exclude_seen
+    if exclude_seen is None:
+        exclude_seen = request.candidates is None
+    _check_asker(request, config)
+    _check_candidates(request.candidates or [], config)
+    return Query(
+        k=request.k, user_id=request.user_id, guest=_guest(request),
+        item_ids=request.candidates,
+        filters=Filters(exclude_seen, filters.exclude_items, filters.fields),
+        with_explanation=request.explain or request.explain_gates,
+        with_gates=request.explain_gates,
+    )
+
+
+def score_query(request: ScoreRequest, config: ServingConfig) -> Query:
+    """Return the query of POST /v1/score: every candidate is scored by every model."""
+    _check_asker(request, config)
+    _check_candidates(request.candidates, config)
+    return Query(
+        k=len(request.candidates), user_id=request.user_id, guest=_guest(request),
+        item_ids=request.candidates, is_scored_whole=True,
+    )
+
+
+def check_events(request: EventsRequest, config: ServingConfig) -> None:
+    """Raise RequestError if there are too many events."""
+    if len(request.events) > config.max_events:
+        raise RequestError(f"events: {len(request.events)} are more than {config.max_events}")
+
+
+def _check_asker(request: Asker, config: ServingConfig) -> None:
+    if (request.user_id is None) == (request.history is None):
+        raise RequestError("user_id, history: give exactly one of them")
+    if len(request.history or []) > config.ranking.max_history:
+        raise RequestError(
+            f"history: {len(request.history or [])} items are more than "
+            f"{config.ranking.max_history}"
+        )
+
+
+def _check_candidates(candidates: Sequence[str], config: ServingConfig) -> None:
+    if len(candidates) > config.ranking.max_candidates:
+        raise RequestError(
+            f"candidates: {len(candidates)} are more than {config.ranking.max_candidates}"
+        )
+    seen: set[str] = set()
+    for place, item_id in enumerate(candidates):
+        if item_id in seen:
+            raise RequestError(f"candidates.{place}: item {item_id!r} is named twice")
+        seen.add(item_id)
+
+
+def _guest(request: Asker) -> list[GuestItem] | None:
+    if request.history is None:
+        return None
+    return [GuestItem(item.item_id, item.rating) for item in request.history]

@@ -1,0 +1,175 @@
+"""HTTP in and out; every request is answered by one release.
+
+    body -> checks -> Retriever.find -> Scorer.rank (same release) -> answer
+"""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Response
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from engine.config import ServingConfig
+from engine.errors import ReleaseNotFoundError
+from engine.recommender import lookup
+from engine.recommender.ranking import Ranking
+from engine.serving import checks, faults
+from engine.serving.releases import ReplicaState, Unavailable
+from engine.serving.retriever import SentEvent
+from engine.serving.schemas import (
+    ERRORS,
+    EventAnswer,
+    EventsAnswer,
+    EventsRequest,
+    ExplanationAnswer,
+    HealthAnswer,
+    HistoryEvent,
+    HistorySummary,
+    ItemAnswer,
+    ReadyAnswer,
+    RecommendAnswer,
+    RecommendRequest,
+    ReleaseAnswer,
+    ReplicaAnswer,
+    ScoreRequest,
+    UserHistoryAnswer,
+)
+
+api = FastAPI(
+    title="Lifelora", responses=ERRORS,
+    description="Recommendations by one shared language model and a mix of adapters per user.",
+)
+faults.install(api)
+
+Handle = DeploymentHandle[Any]
+STATE_TIMEOUT_S = 5.0
+UserId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+@serve.deployment(name="Ingress", max_ongoing_requests=100)
+@serve.ingress(api)
+class Ingress:
+    """The only deployment that speaks HTTP."""
+
+    def __init__(
+        self, config: ServingConfig, retriever: Handle, scorer: Handle
+    ) -> None:
+        self.config = config
+        self.retriever = retriever
+        self.scorer = scorer
+
+    @api.post("/v1/recommend")
+    async def recommend(self, request: RecommendRequest) -> RecommendAnswer:
+        """Return the best items for a user or a guest."""
+        return await self._answer(checks.recommend_query(request, self.config))
+
+    @api.post("/v1/score")
+    async def score(self, request: ScoreRequest) -> RecommendAnswer:
+        """Return all scores of the items named, best first."""
+        return await self._answer(checks.score_query(request, self.config))
+
+    @api.post("/v1/events")
+    async def append(self, request: EventsRequest) -> EventsAnswer:
+        """Store interactions; they are durable, and used by the next answer, on return."""
+        checks.check_events(request, self.config)
+        sent = [SentEvent(**dict(event)) for event in request.events]
+        statuses = await self.retriever.append.remote(sent)
+        if isinstance(statuses, Unavailable):
+            raise _no_release()
+        return EventsAnswer(events=[
+            EventAnswer(
+                index=index, event_id=event.event_id, status=status.state, reason=status.reason
+            )
+            for index, (event, status) in enumerate(zip(sent, statuses, strict=True))
+        ])
+
+    @api.get("/v1/users/{user_id:path}/history")
+    async def history(self, user_id: UserId, limit: Limit = 100) -> UserHistoryAnswer:
+        """Return a user's newest events."""
+        events = await self.retriever.user_events.remote(user_id, limit)
+        if isinstance(events, Unavailable):
+            raise _no_release()
+        return UserHistoryAnswer(
+            user_id=user_id, events=[HistoryEvent.model_validate(event) for event in events]
+        )
+
+    @api.get("/v1/release")
+    async def release(self) -> ReleaseAnswer:
+        """Return which release every replica holds, and what it refused."""
+        return await self._state()
+
+    @api.get("/readyz")
+    async def ready(self, response: Response) -> ReadyAnswer:
+        """Tell whether every replica has a release; 503 if not."""
+        state = await self._state()
+        replicas = [state.retriever, state.scorer]
+        is_ready = all(
+            group and all(replica.release_id for replica in group) for group in replicas
+        )
+        response.status_code = 200 if is_ready else 503
+        return ReadyAnswer(is_ready=is_ready, **dict(state))
+
+    @api.get("/healthz")
+    async def health(self) -> HealthAnswer:
+        """Tell that the process answers."""
+        return HealthAnswer()
+
+    async def _answer(self, query: lookup.Query) -> RecommendAnswer:
+        start = time.perf_counter()
+        found, ranking = await self._rank(query)
+        total_ms = round((time.perf_counter() - start) * 1000, 3)
+        explanation = ranking.explanation
+        return RecommendAnswer(
+            release_id=ranking.release_id, mode=ranking.mode,
+            items=[ItemAnswer.model_validate(item) for item in ranking.items],
+            history=HistorySummary(
+                length=found.history_length,
+                newest=[HistoryEvent.model_validate(event) for event in found.newest],
+            ),
+            stage_ms={**found.stage_ms, **ranking.stage_ms, "total": total_ms},
+            explanation=(
+                None if explanation is None else ExplanationAnswer.model_validate(explanation)
+            ),
+        )
+
+    async def _rank(self, query: lookup.Query) -> tuple[lookup.Found, Ranking]:
+        """Ask both halves for one release.
+
+        While a promotion reaches the replicas they may differ: then the scorer names the release
+        that it holds, and the retriever, which keeps the previous one, answers again from that.
+        """
+        release_id: str | None = None
+        for _ in range(3):
+            found = await self.retriever.find.remote(query, release_id)
+            if isinstance(found, Unavailable):
+                release_id = found.held_id
+                if release_id is None:
+                    raise _no_release()
+                continue
+            if found.ranking is not None:
+                return found, found.ranking
+            ranking = await self.scorer.rank.remote(found.task, found.release_id)
+            if isinstance(ranking, Ranking):
+                return found, ranking
+            release_id = ranking.held_id
+        raise ReleaseNotFoundError("retriever and scorer hold no release in common yet; try again")
+
+    async def _state(self) -> ReleaseAnswer:
+        """Ask every replica."""
+        groups: list[list[ReplicaState]] = [
+            await handle.broadcast("state").results_async(timeout_s=STATE_TIMEOUT_S)
+            for handle in (self.retriever, self.scorer)
+        ]
+        ids = {state.release_id for group in groups for state in group}
+        retriever, scorer = (
+            [ReplicaAnswer.model_validate(state) for state in group] for group in groups
+        )
+        return ReleaseAnswer(
+            release_id=ids.pop() if len(ids) == 1 else None, retriever=retriever, scorer=scorer
+        )
+
+
+def _no_release() -> ReleaseNotFoundError:
+    return ReleaseNotFoundError("no release is live; promote one")

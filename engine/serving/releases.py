@@ -1,0 +1,164 @@
+"""What a replica holds: {live, previous}, following the registry's `live` file.
+
+    user_config {registry, change}  ->  refresh()  ->  held.live
+                                        refused: kept the old one, and why
+
+The first release is loaded before the replica is ready; later ones in the background, while the
+old one answers.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.errors import ConfigError, EngineError
+from engine.recommender.release import LoadedRelease
+from engine.releases.registry import Registry
+from engine.storage import absolute
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[Registry, str], LoadedRelease]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Releases in memory; replaced as one reference."""
+
+    live: LoadedRelease | None = None
+    previous: LoadedRelease | None = None
+
+    def get(self, release_id: str | None) -> LoadedRelease | None:
+        """Return a release by id (None: the live one) if it is held."""
+        if release_id is None:
+            return self.live
+        for release in (self.live, self.previous):
+            if release is not None and release.release_id == release_id:
+                return release
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A release that could not be used."""
+
+    release_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """What a replica says of itself."""
+
+    release_id: str | None
+    previous_id: str | None
+    change: int
+    """Counter of the last user_config whose release is loaded or refused."""
+    refusal: Refusal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The answer of a replica that does not hold the release asked for."""
+
+    release_id: str | None
+    held_id: str | None
+    """The release that it would answer from."""
+
+
+class ReleaseHolder:
+    """Holds releases for one replica; all methods run on its event loop."""
+
+    def __init__(self, load: Load) -> None:
+        """`load` may take long; it runs in a thread."""
+        self.held = Held()
+        self._load = load
+        self._registry: Registry | None = None
+        self._change = 0
+        self._refusal: Refusal | None = None
+        self._one_refresh = asyncio.Lock()
+        self._background: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, user_config: dict[str, object]) -> None:
+        """Follow another `change` of the registry; waits only if nothing is held yet."""
+        root, change = user_config.get("registry"), user_config.get("change")
+        if not isinstance(root, str) or not isinstance(change, int):
+            raise ConfigError(
+                f"user_config needs registry (text) and change (whole number), got {user_config}"
+            )
+        self._registry = Registry(absolute(root))
+        refresh = asyncio.create_task(self._refresh(change))
+        self._background = refresh        # a task without a reference may be collected
+        if self.held.live is None:
+            await refresh
+
+    def find(self, release_id: str | None) -> LoadedRelease | Unavailable:
+        """Return a release that is held; else say which one is, and look at `live` again.
+
+        A refused release is tried again at the next `change`, not at every request.
+        """
+        release = self.held.get(release_id)
+        if release is not None:
+            return release
+        refused = self._refusal is not None and self._refusal.release_id == release_id
+        if self._registry is not None and not refused and not self._one_refresh.locked():
+            self._background = asyncio.create_task(self._refresh(self._change))
+        live = self.held.live
+        return Unavailable(release_id, None if live is None else live.release_id)
+
+    def state(self) -> ReplicaState:
+        """Return what this replica holds and refuses."""
+        live, previous = self.held.live, self.held.previous
+        return ReplicaState(
+            None if live is None else live.release_id,
+            None if previous is None else previous.release_id, self._change, self._refusal,
+        )
+
+    async def _refresh(self, change: int) -> None:
+        """Load what `live` says; if that fails, keep what is held, else try the previous one."""
+        async with self._one_refresh:
+            assert self._registry is not None
+            try:
+                wanted, previous = await asyncio.to_thread(self._registry.live)
+            except (EngineError, OSError) as error:
+                self._refuse("", error)
+                self._change = change
+                return
+            if await self._take(wanted):
+                self._refusal = None
+            elif self.held.live is None and previous is not None:
+                refusal = self._refusal
+                await self._take(previous)
+                self._refusal = refusal
+            self._change = change
+
+    async def _take(self, release_id: str) -> bool:
+        """Make a release the live one here; tell whether it is."""
+        held = self.held
+        if held.live is not None and held.live.release_id == release_id:
+            return True
+        ready = held.get(release_id)
+        if ready is None:
+            # At most two in memory: the older one goes before the new one comes.
+            self.held = Held(held.live)
+            try:
+                ready = await asyncio.to_thread(self._load, self._registry_now(), release_id)
+            except Exception as error:  # noqa: BLE001  whatever it is, the old one goes on
+                self._refuse(release_id, error)
+                return False
+        self.held = Held(ready, held.live)
+        log.info("release %s is live in this replica", release_id)
+        return True
+
+    def _refuse(self, release_id: str, error: Exception) -> None:
+        self._refusal = Refusal(release_id, f"{type(error).__name__}: {error}")
+        live = self.held.live
+        log.error(
+            "release %r refused, keeping %s: %s", release_id,
+            "none" if live is None else live.release_id, self._refusal.reason,
+        )
+
+    def _registry_now(self) -> Registry:
+        assert self._registry is not None
+        return self._registry

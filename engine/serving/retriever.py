@@ -1,0 +1,92 @@
+"""State database, histories and candidates: the first half of every answer."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from ray import serve
+
+from engine.config import ServingConfig
+from engine.errors import RequestError
+from engine.recommender.feedback import read_feedback
+from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
+from engine.recommender.release import LoadedRelease, load_release
+from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
+from engine.state.database import open_database
+from engine.state.events import Event, EventState, EventStatus, append
+from engine.state.histories import SEED_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class SentEvent:
+    """One interaction as a client sends it."""
+
+    event_id: str
+    user_id: str
+    item_id: str
+    timestamp_s: int
+    rating: float | None
+    label: int | None
+
+
+@serve.deployment(name="Retriever", max_ongoing_requests=64)
+class Retriever:
+    """Reads and writes events; finds what the scorer shall rank."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        torch.set_num_threads(1)
+        self.config = config
+        self.database = open_database(config.database_url)
+        self.releases = ReleaseHolder(partial(
+            load_release, model_cache=config.model_cache, device=config.device, with_llm=False
+        ))
+
+    async def reconfigure(self, user_config: dict[str, object]) -> None:
+        """Follow the registry's `live` file."""
+        await self.releases.reconfigure(user_config)
+
+    async def state(self) -> ReplicaState:
+        """Return what this replica holds."""
+        return self.releases.state()
+
+    async def find(self, query: Query, release_id: str | None) -> Found | Unavailable:
+        """Return the history and candidates by one release (None: the live one)."""
+        release = self.releases.find(release_id)
+        if isinstance(release, Unavailable):
+            return release
+        return await asyncio.to_thread(find, release, self.database, query, self.config.ranking)
+
+    async def user_events(self, user_id: str, limit: int) -> list[ShownEvent] | Unavailable:
+        """Return a user's newest events, newest first."""
+        release = self.releases.find(None)
+        if isinstance(release, Unavailable):
+            return release
+        return await asyncio.to_thread(user_events, release, self.database, user_id, limit)
+
+    async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
+        """Store events; each is on disk (or refused) when this returns."""
+        release = self.releases.find(None)
+        if isinstance(release, Unavailable):
+            return release
+        read = [read_event(release, event) for event in events]
+        good = [event for event in read if isinstance(event, Event)]
+        statuses = iter(await asyncio.to_thread(append, self.database, good))
+        return [next(statuses) if isinstance(each, Event) else each for each in read]
+
+
+def read_event(release: LoadedRelease, event: SentEvent) -> Event | EventStatus:
+    """Return an event with its label, or why it is rejected."""
+    try:
+        if event.event_id.startswith(SEED_PREFIX):
+            raise RequestError(f"event_id: {SEED_PREFIX!r} begins ids of seeded events")
+        if event.item_id not in release.catalogue:
+            raise RequestError(f"item_id: item {event.item_id!r} is not in the catalogue")
+        feedback = read_feedback(release.source, event.rating, event.label)
+    except RequestError as error:
+        return EventStatus(EventState.REJECTED, str(error))
+    return Event(
+        event.event_id, event.user_id, event.item_id, event.timestamp_s, feedback.rating,
+        feedback.label, feedback.is_label_derived,
+    )

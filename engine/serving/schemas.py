@@ -1,0 +1,243 @@
+"""Bodies of requests, answers and errors."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from engine.types import AnswerMode
+
+MAX_TIME_S = 253_402_300_799
+"""The end of the year 9999: a time in milliseconds is beyond it."""
+
+Identifier = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]+$", strict=True)
+]
+
+
+class Body(BaseModel):
+    """Nothing unknown, no conversion between types, no NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class HistoryItem(Body):
+    """One item of a guest's history."""
+
+    item_id: Identifier
+    rating: float | None = None
+    """None: liked."""
+
+
+class ItemFilters(Body):
+    """Which items may be answered."""
+
+    exclude_seen: bool | None = None
+    """Leave out items of the history. By default: yes when items are searched, no when the request
+    names its candidates."""
+    exclude_items: list[Identifier] = []
+    """Leave these out."""
+    fields: dict[str, list[str]] = {}
+    """Item field -> values; an item must have one of them in each field."""
+
+
+class Asker(Body):
+    """Who asks: exactly one of the two."""
+
+    user_id: Identifier | None = None
+    """A user whose events are stored."""
+    history: list[HistoryItem] | None = None
+    """A guest's history, oldest first."""
+
+
+class RecommendRequest(Asker):
+    """POST /v1/recommend."""
+
+    k: int = Field(default=10, ge=1)
+    """Items of the answer."""
+    candidates: list[Identifier] | None = Field(default=None, min_length=1)
+    """Items to rank; by default the retrieval head finds them."""
+    filters: ItemFilters = ItemFilters()
+    explain: bool = False
+    """Add the adapter mix and the past interactions that mattered."""
+    explain_gates: bool = False
+    """Add every gate (layer and matrix) to the explanation."""
+
+
+class ScoreRequest(Asker):
+    """POST /v1/score."""
+
+    candidates: list[Identifier] = Field(min_length=1)
+    """Items to score."""
+
+
+class SentEventBody(Body):
+    """One interaction."""
+
+    event_id: Identifier
+    """Chosen by the client; an id is stored once, so a request may be repeated."""
+    user_id: Identifier
+    item_id: Identifier
+    timestamp_s: int = Field(ge=0, le=MAX_TIME_S)
+    """Seconds since 1970."""
+    rating: float | None = None
+    label: int | None = Field(default=None, ge=0, le=1)
+    """None: made from the rating by the release's rule."""
+
+
+class EventsRequest(Body):
+    """POST /v1/events."""
+
+    events: list[SentEventBody] = Field(min_length=1)
+
+
+class Answer(BaseModel):
+    """Base of answers."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
+
+
+class ItemAnswer(Answer):
+    """One ranked item; scores are logits."""
+
+    item_id: str
+    title: str
+    score: float
+    """Final score: fused and calibrated (by CRM alone beyond the re-ranked items)."""
+    crm_score: float | None
+    llm_score: float | None
+    """None where the language model was not asked."""
+
+
+class HistoryEvent(Answer):
+    """One past event."""
+
+    item_id: str
+    title: str
+    timestamp_s: int
+    rating: float
+    label: int
+
+
+class HistorySummary(Answer):
+    """The history that an answer used."""
+
+    length: int
+    newest: list[HistoryEvent]
+    """Newest first."""
+
+
+class PastAnswer(Answer):
+    """A past interaction and its part in the answer."""
+
+    item_id: str
+    title: str
+    timestamp_s: int
+    rating: float
+    attention: float
+    """Mean weight in the CRM's target attention, over the items answered."""
+    is_in_prompt: bool
+    """Whether the language model read it."""
+
+
+class ExplanationAnswer(Answer):
+    """Why the answer looks as it does."""
+
+    gate_weights: list[float] | None
+    """Weight of each adapter, mean over layers and matrices."""
+    gates: list[list[float]] | None
+    """The same by layer and matrix."""
+    past: list[PastAnswer]
+
+
+class RecommendAnswer(Answer):
+    """Ranked items."""
+
+    release_id: str
+    mode: AnswerMode
+    items: list[ItemAnswer]
+    history: HistorySummary
+    stage_ms: dict[str, float]
+    """Wall time of each stage; those of the scorer are its whole batch's."""
+    explanation: ExplanationAnswer | None = None
+
+
+class EventAnswer(Answer):
+    """What became of one event."""
+
+    index: int
+    event_id: str
+    status: str
+    """stored, duplicate or rejected."""
+    reason: str | None
+
+
+class EventsAnswer(Answer):
+    """One status for each event, in order."""
+
+    events: list[EventAnswer]
+
+
+class UserHistoryAnswer(Answer):
+    """A user's newest events."""
+
+    user_id: str
+    events: list[HistoryEvent]
+    """Newest first."""
+
+
+class RefusalAnswer(Answer):
+    """A release that a replica could not use."""
+
+    release_id: str
+    reason: str
+
+
+class ReplicaAnswer(Answer):
+    """What one replica holds."""
+
+    release_id: str | None
+    previous_id: str | None
+    change: int
+    refusal: RefusalAnswer | None
+
+
+class ReleaseAnswer(Answer):
+    """What the replicas hold."""
+
+    release_id: str | None
+    """The release that answers, if all replicas agree."""
+    retriever: list[ReplicaAnswer]
+    scorer: list[ReplicaAnswer]
+
+
+class ReadyAnswer(ReleaseAnswer):
+    """Whether requests can be answered."""
+
+    is_ready: bool
+
+
+class HealthAnswer(Answer):
+    """The process answers."""
+
+    status: str = "ok"
+
+
+class ErrorAnswer(Answer):
+    """Every answer that is not 2xx."""
+
+    error: str
+    """Name of the error."""
+    message: str
+    fields: list[str] = []
+    """Fields of the request that are at fault (`events.2.rating`)."""
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorAnswer, "description": text}
+    for code, text in {
+        404: "no such item or user", 422: "a field is missing, malformed or out of range",
+        429: "too many requests are waiting", 503: "no release is live",
+    }.items()
+}

@@ -1,0 +1,63 @@
+"""CRM, gates and language model with its bank: the second half of an answer.
+
+Requests are batched: different users, each under its own mix, share a forward pass.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from ray import serve
+
+from engine.config import ServingConfig
+from engine.recommender.ranking import Ranking, RankTask, rank
+from engine.recommender.release import LoadedRelease, load_release
+from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
+
+Job = tuple[LoadedRelease, RankTask]
+
+
+@serve.deployment(name="Scorer", max_ongoing_requests=64)
+class Scorer:
+    """Ranks candidates."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        torch.set_num_threads(config.threads)
+        self.releases = ReleaseHolder(partial(
+            load_release, model_cache=config.model_cache, device=config.device, with_llm=True
+        ))
+        self._rank = serve.batch(
+            max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_s
+        )(_rank_batch)
+
+    async def reconfigure(self, user_config: dict[str, object]) -> None:
+        """Follow the registry's `live` file."""
+        await self.releases.reconfigure(user_config)
+
+    async def state(self) -> ReplicaState:
+        """Return what this replica holds."""
+        return self.releases.state()
+
+    async def rank(self, task: RankTask, release_id: str) -> Ranking | Unavailable:
+        """Rank one request's candidates by one release."""
+        release = self.releases.find(release_id)
+        if isinstance(release, Unavailable):
+            return release
+        ranking: Ranking = await self._rank((release, task))
+        return ranking
+
+
+async def _rank_batch(jobs: list[Job]) -> list[Ranking]:
+    """Rank a batch off the event loop; there is one batch at a time."""
+    return await asyncio.to_thread(rank_jobs, jobs)
+
+
+def rank_jobs(jobs: Sequence[Job]) -> list[Ranking]:
+    """Rank jobs of possibly different releases; those of one release share forward passes."""
+    rankings: dict[int, Ranking] = {}
+    for release in {id(job[0]): job[0] for job in jobs}.values():
+        places = [place for place, job in enumerate(jobs) if job[0] is release]
+        ranked = rank(release, [jobs[place][1] for place in places])
+        rankings |= dict(zip(places, ranked, strict=True))
+    return [rankings[place] for place in range(len(jobs))]

@@ -1,0 +1,269 @@
+"""Histories and slates -> CRM examples, a trained CRM and its scores (Ray Data, Ray Train).
+
+    crm_examples   maps.safetensors, maps.json, users.parquet, items.safetensors, examples/part-*
+    crm            crm.safetensors, crm.json, users.parquet, curve.json
+    crm_scores     scores/part-*.parquet: one row for each slate of bank, validation and test
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from engine import artifacts, storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.data.catalogue import Catalogue
+from engine.data.profiles import Profiles
+from engine.data.schema import histories_of, part_name
+from engine.data.splits import read_timeline
+from engine.errors import ConfigError, DataError
+from engine.models.crm import CRMShape
+from engine.models.crm_examples import (
+    TrainingCounts, UserSlates, count_partition, merge_counts, score_slates, training_rows,
+    user_slates,
+)
+from engine.models.crm_features import FeatureSpace, num_levels
+from engine.models.crm_maps import CRMMaps
+from engine.models.crm_scorer import CRMScorer, write_crm
+from engine.models.crm_vocabulary import FieldTable, fit_field
+from engine.stages.items import VECTORS
+from engine.stages.partitions import map_partitions
+from engine.stages.trainer import fit
+from engine.training.crm_loop import crm_loop, example_uri, write_rows
+from engine.types import FloatArray, History, Timeline, Window
+
+CURVE = "curve.json"
+
+
+@dataclass(frozen=True, slots=True)
+class CRMInputs:
+    """Where the CRM's inputs are; read anew in every task."""
+
+    config: EngineConfig
+    histories: str
+    slates: str
+    item_text: str
+
+    def catalogue(self) -> Catalogue:
+        """Return the catalogue."""
+        table = storage.read_table(storage.join(self.histories, "items.parquet"))
+        return Catalogue.from_table(table, self.config.source.item_fields)
+
+    def profiles(self) -> Profiles:
+        """Return all profiles."""
+        table = storage.read_table(storage.join(self.histories, "users.parquet"))
+        return Profiles.from_table(table, self.config.source.user_fields)
+
+    def vectors(self) -> FloatArray:
+        """Return the items' text vectors."""
+        return storage.read_tensors(storage.join(self.item_text, VECTORS))["vectors"]
+
+    def timeline(self) -> Timeline:
+        """Return the cut times."""
+        return read_timeline(storage.join(self.histories, "timeline.json"))
+
+    def histories_at(self, partition: int) -> dict[str, History]:
+        """Return one partition's histories."""
+        uri = storage.join(self.histories, part_name("histories", partition))
+        return histories_of(storage.read_table(uri))
+
+    def slates_at(self, partition: int, windows: tuple[Window, ...]) -> dict[str, UserSlates]:
+        """Return one partition's slates."""
+        uri = storage.join(self.slates, part_name("slates", partition))
+        return user_slates(storage.read_table(uri), windows)
+
+    def partitions(self) -> range:
+        """Return the partition numbers."""
+        return range(len(storage.list_files(storage.join(self.histories, "histories"))))
+
+
+def train_crm(
+    run: str, config: EngineConfig, histories: Artifact, slates: Artifact, item_text: Artifact, *,
+    windows: tuple[Window, ...] = (Window.CRM,), seed: int | None = None,
+) -> Artifact:
+    """Return the artifact "crm", trained on the rows of `windows` and on nothing after them.
+
+    `windows` are the first ones of the timeline: (CRM,) for the released, out-of-time model, (CRM,
+    BANK) for the whole training window. `seed` stands in for `run.seed`.
+    """
+    examples = make_examples(run, config, histories, slates, item_text, windows=windows)
+    chosen = config.run.seed if seed is None else seed
+    settings = {"crm": config.crm.settings(), "seed": chosen}
+    write = partial(_train, run=run, config=config, examples=examples, seed=chosen)
+    return artifacts.make(storage.absolute(run), "crm", settings, [examples], write)
+
+
+def make_examples(
+    run: str, config: EngineConfig, histories: Artifact, slates: Artifact, item_text: Artifact, *,
+    windows: tuple[Window, ...],
+) -> Artifact:
+    """Return the artifact "crm_examples": features of every training row, shared by all seeds."""
+    if windows not in ((Window.CRM,), (Window.CRM, Window.BANK)):
+        raise ConfigError(f"a CRM trains on (CRM,) or (CRM, BANK), got {windows}")
+    settings = {
+        "windows": [window.name for window in windows], "max_behaviors": config.crm.max_behaviors,
+        "max_history": config.crm.max_history,
+        "source": config.source.model_dump(mode="json", include={
+            "rating_min", "rating_max", "rating_levels", "item_fields", "user_fields",
+        }),
+    }
+    inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
+    write = partial(_write_examples, inputs=inputs, windows=windows)
+    sources = [histories, slates, item_text]
+    return artifacts.make(storage.absolute(run), "crm_examples", settings, sources, write)
+
+
+def _write_examples(
+    uri: str, *, inputs: CRMInputs, windows: tuple[Window, ...]
+) -> dict[str, Any]:
+    timeline = inputs.timeline()
+    cut_s = timeline.t1_s if Window.BANK in windows else timeline.t0_s
+    partitions = inputs.partitions()
+    counts = merge_counts(map_partitions(partial(_count, inputs, cut_s), partitions))
+    catalogue = inputs.catalogue()
+    maps = learn_maps(counts, catalogue, inputs.config)
+    _write_maps(uri, maps, inputs, catalogue)
+    rows = map_partitions(partial(_write_rows, uri, inputs, windows, cut_s), partitions)
+    if not sum(rows):
+        raise DataError("no slate lies in the windows that the CRM trains on")
+    return {
+        "row_counts": rows, "rows": sum(rows), "users": len(maps.user_ids),
+        "items": len(maps.item_ids), "cut_s": cut_s,
+        "shape": asdict(_shape(maps, inputs)),
+    }
+
+
+def _count(inputs: CRMInputs, cut_s: int, partition: int) -> TrainingCounts:
+    size = storage.read_table(storage.join(inputs.histories, "items.parquet"), ["item"]).num_rows
+    return count_partition(inputs.histories_at(partition), inputs.profiles(), size + 1, cut_s)
+
+
+def learn_maps(counts: TrainingCounts, catalogue: Catalogue, config: EngineConfig) -> CRMMaps:
+    """Return ID maps, field codes and statistics from what was counted before the cut."""
+    known = np.flatnonzero(counts.items_I3[:, 0] > 0)
+    item_values: dict[str, Counter[str]] = {name: Counter() for name in catalogue.fields}
+    for name, column in catalogue.fields.items():
+        for item in known.tolist():
+            item_values[name].update(set(column[item]))
+    return CRMMaps(
+        sorted(counts.user_ids), [catalogue.item_ids[item] for item in known],
+        FieldTable([fit_field(name, counts.user_values.get(name, {}))
+                    for name in config.source.user_fields]),
+        FieldTable([fit_field(name, item_values[name]) for name in config.source.item_fields]),
+        np.concatenate([np.zeros((1, 3)), counts.items_I3[known]]),
+    )
+
+
+def _shape(maps: CRMMaps, inputs: CRMInputs) -> CRMShape:
+    return CRMShape(
+        num_users=len(maps.user_ids) + 1, num_items=len(maps.item_ids) + 1,
+        num_user_codes=maps.user_fields.size, num_item_codes=maps.item_fields.size,
+        num_levels=num_levels(inputs.config.source), text_dims=inputs.vectors().shape[1],
+    )
+
+
+def _write_maps(uri: str, maps: CRMMaps, inputs: CRMInputs, catalogue: Catalogue) -> None:
+    storage.write_tensors(storage.join(uri, "maps.safetensors"), maps.to_tensors())
+    storage.write_json(storage.join(uri, "maps.json"), maps.to_json())
+    storage.write_table(storage.join(uri, "users.parquet"), maps.users_table())
+    space = _space(maps, inputs, catalogue)
+    table = {field.name: getattr(space.items, field.name) for field in fields(space.items)}
+    positives = space.statistics.counts_I3[:, 1]
+    storage.write_tensors(
+        storage.join(uri, "items.safetensors"), {**table, "positives": positives}
+    )
+
+
+def _space(
+    maps: CRMMaps, inputs: CRMInputs, catalogue: Catalogue, counts_K3: FloatArray | None = None
+) -> FeatureSpace:
+    config = inputs.config
+    return maps.space(catalogue, inputs.vectors(), config.crm, config.source, counts_K3)
+
+
+def read_maps(uri: str) -> CRMMaps:
+    """Read the maps of an examples folder."""
+    return CRMMaps.read(
+        storage.read_tensors(storage.join(uri, "maps.safetensors")),
+        storage.read_json(storage.join(uri, "maps.json")),
+        storage.read_table(storage.join(uri, "users.parquet")),
+    )
+
+
+def _write_rows(
+    uri: str, inputs: CRMInputs, windows: tuple[Window, ...], cut_s: int, partition: int
+) -> int:
+    """Write one partition's rows with the item statistics of all other partitions."""
+    slates = inputs.slates_at(partition, windows)
+    if not slates:
+        return 0
+    maps, catalogue = read_maps(uri), inputs.catalogue()
+    histories, profiles = inputs.histories_at(partition), inputs.profiles()
+    own = count_partition(histories, profiles, len(catalogue), cut_s).items_I3
+    known = [catalogue.index_of(item_id) for item_id in maps.item_ids]
+    others = maps.counts_K3 - np.concatenate([np.zeros((1, 3)), own[known]])
+    users = {user_id: row for row, user_id in enumerate(maps.user_ids, start=1)}
+    space = _space(maps, inputs, catalogue, others)
+    rows = training_rows(space, users, histories, profiles, slates, cut_s)
+    assert rows is not None
+    write_rows(example_uri(uri, partition), rows)
+    return len(rows)
+
+
+def _train(
+    uri: str, *, run: str, config: EngineConfig, examples: Artifact, seed: int
+) -> dict[str, Any]:
+    crm, facts = config.crm, examples.facts
+    if len(facts["row_counts"]) < crm.lanes:
+        raise ConfigError(
+            f"crm.lanes {crm.lanes} needs as many partitions; histories.num_partitions is "
+            f"{len(facts['row_counts'])}"
+        )
+    settings = {
+        "crm": crm.settings(), "shape": facts["shape"], "examples": examples.uri,
+        "row_counts": facts["row_counts"], "seed": seed,
+    }
+    checkpoint = fit(
+        crm_loop, settings, storage=storage.join(storage.absolute(run), "training"),
+        name=uri.rpartition("/")[2], num_workers=crm.num_workers,
+        threads_per_worker=crm.threads_per_worker, use_gpu=crm.use_gpu,
+        max_failures=crm.max_failures,
+    )
+    weights = storage.read_tensors(storage.join(checkpoint, "weights.safetensors"))
+    write_crm(uri, weights, read_maps(examples.uri), {
+        "shape": facts["shape"], "crm": crm.settings(), "source": config.source.settings(),
+    })
+    curve = storage.read_json(storage.join(checkpoint, CURVE))
+    storage.write_json(storage.join(uri, CURVE), curve)
+    return {
+        "rows": facts["rows"], "cut_s": facts["cut_s"], "seed": seed,
+        "parameters": int(sum(weight.size for weight in weights.values())),
+        "ctr_loss": curve[-1][1] if curve else None,
+    }
+
+
+def score_crm(
+    run: str, config: EngineConfig, histories: Artifact, slates: Artifact, item_text: Artifact,
+    crm: Artifact,
+) -> Artifact:
+    """Return the artifact "crm_scores" of bank, validation and test slates."""
+    inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
+    write = partial(_write_scores, inputs=inputs, crm=crm.uri)
+    sources = [histories, slates, item_text, crm]
+    return artifacts.make(storage.absolute(run), "crm_scores", {}, sources, write)
+
+
+def _write_scores(uri: str, *, inputs: CRMInputs, crm: str) -> dict[str, Any]:
+    counts = map_partitions(partial(_score, uri, inputs, crm), inputs.partitions())
+    return {"slates": sum(counts)}
+
+
+def _score(uri: str, inputs: CRMInputs, crm: str, partition: int) -> int:
+    scorer = CRMScorer.load(crm, inputs.catalogue(), inputs.vectors())
+    slates = inputs.slates_at(partition, (Window.BANK, Window.VALIDATION, Window.TEST))
+    table = score_slates(scorer, inputs.histories_at(partition), inputs.profiles(), slates)
+    storage.write_table(storage.join(uri, part_name("scores", partition)), table)
+    return int(table.num_rows)

@@ -1,0 +1,90 @@
+"""All stages' outputs -> one immutable release in the registry.
+
+A release's id is the digest of the artifacts in it, so a run that is started again finds the
+release that it made. Bank and CRM must belong together: a bank routed by another CRM is refused.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine import storage
+from engine.artifacts import Artifact, artifact_key
+from engine.config import EngineConfig
+from engine.data.splits import read_timeline
+from engine.errors import ReleaseError
+from engine.models.base import base_model_digest
+from engine.releases.registry import Registry
+from engine.stages.prompts import make_builder
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The artifacts of a release."""
+
+    histories: Artifact
+    item_text: Artifact
+    crm: Artifact
+    bank: Artifact
+    popularity: Artifact
+    fusion: Artifact
+    evaluation: Artifact
+
+    def all(self) -> list[Artifact]:
+        """Return them in a fixed order."""
+        return [
+            self.histories, self.item_text, self.crm, self.bank, self.popularity, self.fusion,
+            self.evaluation,
+        ]
+
+
+def publish_release(config: EngineConfig, parts: Parts) -> str:
+    """Publish the release unless the registry has it; return its id."""
+    bank = storage.read_json(parts.bank.path("bank.json"))
+    if bank["crm_key"] != parts.crm.key:
+        raise ReleaseError(
+            f"the bank was trained under CRM {bank['crm_key']}, not {parts.crm.key}; train it again"
+        )
+    registry = Registry(config.run.registry)
+    release_id = artifact_key("release", {}, parts.all())
+    if release_id not in registry.list():
+        registry.publish(release_id, release_files(parts), release_facts(config, parts))
+    return release_id
+
+
+def release_files(parts: Parts) -> dict[str, str]:
+    """Return the release's files: path in the release -> URI to copy from."""
+    files = {
+        "catalogue.parquet": parts.histories.path("items.parquet"),
+        "users.parquet": parts.histories.path("users.parquet"),
+        "item_text.safetensors": parts.item_text.path("vectors.safetensors"),
+        "fusion.json": parts.fusion.path("fusion.json"),
+        "popularity.safetensors": parts.popularity.path("popularity.safetensors"),
+        "metrics.json": parts.evaluation.path("report.json"),
+    }
+    for name in ("crm.safetensors", "crm.json", "users.parquet"):
+        files[f"crm/{name}"] = parts.crm.path(name)
+    for name in ("bank.safetensors", "bank.json"):
+        files[f"bank/{name}"] = parts.bank.path(name)
+    return files
+
+
+def release_facts(config: EngineConfig, parts: Parts) -> Mapping[str, Any]:
+    """Return what the manifest says beside the files."""
+    timeline = read_timeline(parts.histories.path("timeline.json"))
+    return {
+        "inputs": {part.kind: part.key for part in parts.all()},
+        "config": config.settings(),
+        "base_model": {
+            "name": config.base_model.name, "files": base_model_digest(config.base_model),
+        },
+        "data_window": {
+            "start_s": timeline.start_s, "t0_s": timeline.t0_s, "t1_s": timeline.t1_s,
+            "t2_s": timeline.t2_s, "end_s": timeline.end_s,
+        },
+        "crm_key": parts.crm.key,
+        "mixing": config.bank.mixing.value, "gate": config.bank.gate.value,
+        "scope": config.prompt.scope.value,
+        "metrics": dict(parts.evaluation.facts),
+        "template_sha256": make_builder(config, parts.histories, parts.item_text).digest(),
+    }

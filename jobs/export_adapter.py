@@ -1,0 +1,78 @@
+"""One user's mix of the live bank -> an adapter in PEFT's format.
+
+python jobs/export_adapter.py --user 405 --registry runs/releases --out adapters/405 [--item 50]
+
+`target` and `hybrid` gates depend on the candidate: they need --item. PEFT loads the folder with
+`PeftModel.from_pretrained(base_model, folder)`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from engine.config import ServingConfig
+from engine.errors import ConfigError, EngineError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; return the exit code."""
+    defaults = ServingConfig()
+    parser = argparse.ArgumentParser(description="Export one user's adapter in PEFT's format.")
+    parser.add_argument("--user", required=True, help="user id")
+    parser.add_argument("--item", help="candidate, for target and hybrid gates")
+    parser.add_argument("--registry", required=True, help="folder or URI of the releases")
+    parser.add_argument("--release", help="release id; by default the live one")
+    parser.add_argument("--database", default=defaults.database_url, help="URL of the histories")
+    parser.add_argument("--model-cache", default=defaults.model_cache, help="folder of base models")
+    parser.add_argument("--out", required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        export(options)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"adapter: {options.out}")
+    return 0
+
+
+def export(options: argparse.Namespace) -> None:
+    """Compose the user's gates from the stored history and write the adapter."""
+    import numpy as np      # --help needs no torch
+
+    from engine import storage
+    from engine.config import EngineConfig
+    from engine.errors import UnknownUserError
+    from engine.models.adapter_export import export_adapter
+    from engine.models.base import model_path
+    from engine.recommender.histories import stored_history
+    from engine.recommender.release import load_release
+    from engine.releases.registry import Registry
+    from engine.state.database import open_database
+    from engine.state.histories import newest_events
+    from engine.types import GateInput
+
+    registry = Registry(options.registry)
+    release_id = options.release or registry.live().release_id
+    config = EngineConfig.model_validate(
+        storage.read_json(storage.join(registry.folder(release_id), "config.json"))
+    )
+    base = config.base_model.model_copy(update={"cache": options.model_cache})
+    release = load_release(registry, release_id, model_cache=options.model_cache, device="cpu")
+    assert release.language is not None
+    model = release.language.model
+    if model.config.gate is not GateInput.USER and options.item is None:
+        raise ConfigError(f"release {release_id!r} has {model.config.gate} gates: name an --item")
+    database = open_database(options.database)
+    events = newest_events(database, options.user, config.ranking.max_history)
+    database.dispose()
+    if not events:
+        raise UnknownUserError(f"user {options.user!r} has no events in {options.database}")
+    item = release.catalogue.index_of(options.item) if options.item else 1
+    output = release.crm.score(
+        [stored_history(release, events)], [release.profiles.of(options.user)], [np.array([item])]
+    )[0]
+    export_adapter(model, model.gates(output)[-1], options.out, model_path(base))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Make the release before the live one live again; a second rollback undoes the first.
+
+python -m jobs.rollback --registry runs/releases [--address http://127.0.0.1:8265]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jobs.promote import add_options, run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Roll back; return the exit code."""
+    parser = argparse.ArgumentParser(description="Make the previous release live again.")
+    add_options(parser)
+    return run(parser.parse_args(arguments), None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

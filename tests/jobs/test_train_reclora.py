@@ -1,0 +1,140 @@
+"""The whole pipeline: on a tiny model (restart, equal checksums), and for real, end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from engine import storage
+from engine.config import EngineConfig, load_config
+from engine.releases.registry import Registry
+from jobs import train_reclora
+from tests.generated import write_recbole
+from tests.tiny_llama import tiny_base
+
+
+def write_config(folder: Path, values: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def tiny_settings(folder: Path, source: str, base: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a run that takes seconds."""
+    return {
+        "run": {"root": str(folder / "run"), "registry": str(folder / "releases")},
+        "source": {"format": "recbole", "path": source},
+        "histories": {"num_partitions": 3},
+        "item_text": {"dims": 8},
+        "base_model": base,
+        "crm": {
+            "embedding_dim": 8, "state_dim": 12, "hidden_dims": [16, 10], "max_behaviors": 6,
+            "max_history": 40, "max_recent": 10, "batch_size": 48, "lanes": 3, "epochs": 1,
+            "threads_per_worker": 1,
+        },
+        "bank": {"num_adapters": 3, "rank": 2, "gate_hidden": 8},
+        "adapters": {"max_slates": 12, "batch_slates": 4, "threads_per_worker": 1},
+        "evaluation": {"validation_rows": 60, "test_rows": 60, "bootstrap_draws": 100},
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny_run(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return (config, outcome) of a run on generated data."""
+    folder = tmp_path_factory.mktemp("tiny")
+    source = write_recbole(folder / "data", users=40, items=60, events=1500, seed=1)
+    base = tiny_base(folder / "base").settings()
+    config = load_config(str(write_config(folder, tiny_settings(folder, str(source), base))))
+    return config, train_reclora.run(config)
+
+
+def relocated(config: EngineConfig, folder: Path) -> EngineConfig:
+    values = config.settings()
+    values["run"] |= {"root": str(folder / "run"), "registry": str(folder / "releases")}
+    return EngineConfig.model_validate(values)
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_live_verified_release_and_a_report(tiny_run: Any) -> None:
+    config, outcome = tiny_run
+    registry = Registry(config.run.registry)
+    assert registry.live().release_id == outcome.release_id
+    manifest = registry.verify(outcome.release_id)
+    assert manifest.facts.mixing == "sum_of_products"
+    assert manifest.facts.template_sha256
+    assert "<html" in storage.read_bytes(outcome.report.path("index.html")).decode()
+
+
+@pytest.mark.slow
+def test_a_second_run_reuses_every_stage_and_keeps_the_release(tiny_run: Any) -> None:
+    config, outcome = tiny_run
+    before = storage.list_files(config.run.root)
+    assert train_reclora.run(config).release_id == outcome.release_id
+    assert storage.list_files(config.run.root) == before
+
+
+@pytest.mark.slow
+def test_the_same_seed_elsewhere_gives_equal_checksums_and_metrics(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    config, outcome = tiny_run
+    again = train_reclora.run(relocated(config, tmp_path))
+    assert again.histories.manifest()["files"] == outcome.histories.manifest()["files"]
+    root = Path(config.run.root)
+    for kind in ("prompts", "slates"):
+        name = next(root.glob(f"{kind}-*")).name
+        first = storage.read_json(str(root / name / "manifest.json"))["files"]
+        second = storage.read_json(str(tmp_path / "run" / name / "manifest.json"))["files"]
+        assert first == second
+        assert first
+    for name, value in outcome.evaluation.facts.items():
+        if isinstance(value, float):
+            assert again.evaluation.facts[name] == pytest.approx(value, abs=2e-4), name
+
+
+@pytest.mark.slow
+def test_a_run_on_an_object_store_ends_with_a_release_there(
+    tiny_run: Any, s3_root: str
+) -> None:
+    config, _ = tiny_run
+    values = config.settings()
+    values["run"] |= {"root": f"{s3_root}/run", "registry": f"{s3_root}/releases"}
+    outcome = train_reclora.run(EngineConfig.model_validate(values))
+    assert outcome.release.startswith("s3://")
+    Registry(f"{s3_root}/releases").verify(outcome.release_id)
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from jobs import train_reclora as t\n"
+        "try: t.main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_wrong_setting_ends_with_exit_code_1_and_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, {"bank": {"rank": 0}})
+    assert train_reclora.main(["--config", str(path)]) == 1
+    assert "bank.rank" in capsys.readouterr().err
+    assert train_reclora.main(["--config", str(path), "--set", "bank.rank=many"]) == 1
+    assert "'many'" in capsys.readouterr().err
+
+
+def test_relative_paths_start_from_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path, {"run": {"root": "runs/x", "registry": "s3://bucket/releases"}})
+    monkeypatch.setenv("LIFELORA_HOME", "/data/home")
+    config = load_config(str(path))
+    assert config.run.root == "/data/home/runs/x"
+    assert config.run.registry == "s3://bucket/releases"
+    assert config.source.path == "/data/home/cache/ml-100k"
+    assert json.loads(json.dumps(config.settings())) == config.settings()

@@ -1,0 +1,43 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from engine.recommender.release import LoadedRelease, load_release
+from engine.state.database import open_database
+from engine.state.histories import PastEvent, seed
+from tests.tiny_release import TinyWorld, tiny_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    return tiny_world(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def release(world: TinyWorld) -> LoadedRelease:
+    world.publish("r1")
+    return load_release(world.registry, "r1", model_cache="", device="cpu")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_database(f"sqlite:///{tmp_path}/events.db")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def seeded(database: Engine, world: TinyWorld) -> Engine:
+    """A database that holds the generated histories."""
+    seed(database, (
+        (user_id, [
+            PastEvent(world.catalogue.item_ids[item], int(time_s), float(rating), int(label))
+            for item, rating, label, time_s in zip(
+                history.items, history.ratings, history.labels, history.timestamps_s, strict=True
+            )
+        ])
+        for user_id, history in world.histories.items()
+    ))
+    return database

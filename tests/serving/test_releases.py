@@ -1,0 +1,200 @@
+"""ReleaseHolder without Ray: what a replica holds."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from engine.errors import ChecksumError, ConfigError
+from engine.releases.registry import Registry
+from engine.serving.releases import ReleaseHolder, Unavailable
+
+
+@dataclass
+class FakeRelease:
+    release_id: str
+
+
+@dataclass
+class FakeRegistry:
+    """Loads by name; those in `broken` do not verify."""
+
+    registry: Registry
+    broken: set[str] = field(default_factory=set)
+    loaded: list[str] = field(default_factory=list)
+    gate: asyncio.Event | None = None
+
+    def load(self, _registry: Registry, release_id: str) -> Any:
+        self.loaded.append(release_id)
+        if release_id in self.broken:
+            raise ChecksumError(f"{release_id}/bank.safetensors differs")
+        return FakeRelease(release_id)
+
+    def go_live(self, release_id: str, previous_id: str | None = None) -> None:
+        from engine import storage
+
+        storage.write_json(
+            f"{self.registry.root}/live.json",
+            {"release_id": release_id, "previous_id": previous_id},
+        )
+
+    def config(self, change: int) -> dict[str, object]:
+        return {"registry": self.registry.root, "change": change}
+
+
+@pytest.fixture
+def fake(tmp_path: Any) -> FakeRegistry:
+    return FakeRegistry(Registry(str(tmp_path)))
+
+
+async def settle(holder: ReleaseHolder) -> None:
+    if holder._background is not None:
+        await holder._background
+
+
+def live_id(holder: ReleaseHolder) -> str | None:
+    return holder.state().release_id
+
+
+def test_the_first_release_is_there_when_the_replica_is_ready(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.go_live("a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(3))
+        assert (live_id(holder), holder.state().change) == ("a", 3)
+
+    asyncio.run(run())
+
+
+def test_a_later_release_loads_while_the_old_one_answers(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.go_live("a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        fake.go_live("b", "a")
+        await holder.reconfigure(fake.config(2))
+        assert (live_id(holder), holder.state().change) == ("a", 1)      # returned at once
+        await settle(holder)
+        state = holder.state()
+        assert (state.release_id, state.previous_id, state.change) == ("b", "a", 2)
+        assert not isinstance(holder.find("a"), Unavailable)
+        assert not isinstance(holder.find(None), Unavailable)
+
+    asyncio.run(run())
+
+
+def test_a_rollback_needs_no_loading(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        holder = ReleaseHolder(fake.load)
+        for change, (live, previous) in enumerate([("a", None), ("b", "a"), ("a", "b")]):
+            fake.go_live(live, previous)
+            await holder.reconfigure(fake.config(change))
+            await settle(holder)
+        assert (live_id(holder), holder.state().previous_id) == ("a", "b")
+        assert fake.loaded == ["a", "b"]
+
+    asyncio.run(run())
+
+
+def test_what_does_not_verify_is_refused_once_and_the_old_one_stays(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.go_live("a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        fake.broken.add("b")
+        fake.go_live("b", "a")
+        await holder.reconfigure(fake.config(2))
+        await settle(holder)
+        state = holder.state()
+        assert (state.release_id, state.change) == ("a", 2)
+        assert state.refusal is not None
+        assert state.refusal.release_id == "b"
+        assert "ChecksumError" in state.refusal.reason
+        for _ in range(3):                     # requests for it do not try again and again
+            answer = holder.find("b")
+            assert answer == Unavailable("b", "a")
+            await settle(holder)
+        assert fake.loaded == ["a", "b"]
+        fake.broken.clear()                    # repaired: the next change tries again
+        await holder.reconfigure(fake.config(3))
+        await settle(holder)
+        assert (live_id(holder), holder.state().refusal) == ("b", None)
+
+    asyncio.run(run())
+
+
+def test_a_new_replica_takes_the_previous_release_if_the_live_one_is_broken(
+    fake: FakeRegistry,
+) -> None:
+    async def run() -> None:
+        fake.broken.add("b")
+        fake.go_live("b", "a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        state = holder.state()
+        assert state.release_id == "a"
+        assert state.refusal is not None
+        assert state.refusal.release_id == "b"
+
+    asyncio.run(run())
+
+
+def test_a_replica_starts_without_any_release_and_finds_the_first(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        assert holder.find(None) == Unavailable(None, None)
+        refusal = holder.state().refusal
+        assert refusal is not None
+        assert "no release is live" in refusal.reason
+        fake.go_live("a")
+        await holder.reconfigure(fake.config(2))
+        assert (live_id(holder), holder.state().refusal) == ("a", None)
+
+    asyncio.run(run())
+
+
+def test_a_request_for_a_release_not_held_makes_the_replica_look_at_live(
+    fake: FakeRegistry,
+) -> None:
+    async def run() -> None:
+        fake.go_live("a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        fake.go_live("b", "a")                 # the change has not come here yet
+        assert holder.find("b") == Unavailable("b", "a")
+        await settle(holder)
+        found = holder.find("b")
+        assert not isinstance(found, Unavailable)
+        assert found.release_id == "b"
+
+    asyncio.run(run())
+
+
+def test_never_more_than_two_releases_are_held(fake: FakeRegistry) -> None:
+    held_at_load: list[int] = []
+
+    async def run() -> None:
+        holder = ReleaseHolder(lambda registry, name: load(registry, name))
+
+        def load(registry: Registry, name: str) -> Any:
+            held = holder.held
+            held_at_load.append((held.live is not None) + (held.previous is not None))
+            return fake.load(registry, name)
+
+        previous = None
+        for change, name in enumerate("abcd"):
+            fake.go_live(name, previous)
+            await holder.reconfigure(fake.config(change))
+            await settle(holder)
+            previous = name
+
+    asyncio.run(run())
+    assert held_at_load == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("config", [{}, {"registry": "x"}, {"registry": 3, "change": 1}])
+def test_a_wrong_user_config_fails_by_name(fake: FakeRegistry, config: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="registry"):
+        asyncio.run(ReleaseHolder(fake.load).reconfigure(config))

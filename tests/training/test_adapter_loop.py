@@ -1,0 +1,224 @@
+"""Bank training on a tiny model: workers, ZeRO stages, resume after kill -9, frozen base."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from engine import storage
+from engine.config import AdapterTrainingConfig, BankConfig, EngineConfig, RunConfig
+from engine.data.schema import PROMPTS
+from engine.errors import ArtifactError
+from engine.models.base import load_base_model
+from engine.models.personalized import PersonalizedLLM
+from engine.stages.trainer import fit
+from engine.training.adapter_examples import read_examples
+from engine.training.adapter_loop import BatchPlan, adapter_loop
+from engine.training.session import Session
+from engine.types import GateInput, Window
+from tests.tiny_llama import tiny_base
+
+NUM_SLATES, USER_DIM, TARGET_DIM = 22, 6, 5
+
+
+def write_inputs(folder: Path) -> dict[str, Any]:
+    """Write two partitions of prompts whose labels depend on the user's state."""
+    draw = np.random.default_rng(3)
+    files: dict[str, list[str]] = {"prompt_files": [], "state_files": []}
+    for part in range(2):
+        prompts, states = [], []
+        for number in range(NUM_SLATES // 2):
+            size = int(draw.integers(1, 5))
+            taste = int(draw.integers(0, 2))
+            blocks = [draw.integers(5, 300, draw.integers(3, 8)).tolist() for _ in range(size)]
+            identity = {"slate_id": f"{part}-{number:03d}", "user_id": f"u{part}-{number}"}
+            labels = [taste if block[0] % 4 else 1 - taste for block in blocks]
+            prompts.append({
+                **identity, "window": int(Window.BANK), "first_slot": 0,
+                "prefix": draw.integers(5, 300, draw.integers(4, 20)).tolist(), "blocks": blocks,
+                "labels": labels, "cut": 0,
+            })
+            states.append({
+                "slate_id": identity["slate_id"], "logits": [0.0] * size,
+                "user_state": ((2 * taste - 1) + draw.normal(size=USER_DIM) / 2).tolist(),
+                "target_states": draw.normal(size=size * TARGET_DIM).tolist(),
+            })
+        for name, table in (
+            ("prompt_files", pa.Table.from_pylist(prompts, schema=PROMPTS)),
+            ("state_files", pa.Table.from_pylist(states)),
+        ):
+            uri = str(folder / f"{name}-{part}.parquet")
+            storage.write_table(uri, table)
+            files[name].append(uri)
+    return {**{name: tuple(uris) for name, uris in files.items()}, "crm_key": "crm-key"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return settings of a training of six steps without dropout."""
+    folder = tmp_path_factory.mktemp("adapters")
+    config = EngineConfig(
+        run=RunConfig(seed=5), base_model=tiny_base(folder / "base"),
+        bank=BankConfig(num_adapters=3, rank=2, alpha=4, gate_hidden=7, gate_dropout=0.0),
+        adapters=AdapterTrainingConfig(
+            max_slates=NUM_SLATES, epochs=2, batch_slates=8, micro_batch_slates=3,
+            learning_rate=0.02, gate_learning_rate=0.02, checkpoint_every=2,
+        ),
+    )
+    return {"config": config.settings(), "inputs": write_inputs(folder)}
+
+
+def changed(world: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
+    config = {name: dict(values) for name, values in world["config"].items()}
+    for name, values in sections.items():
+        config[name] |= values
+    return {**world, "config": config}
+
+
+def train(
+    settings: dict[str, Any], folder: Path, *, workers: int = 1, loop: Any = adapter_loop
+) -> tuple[list[dict[str, float]], storage.Tensors]:
+    """Train under Ray; return the curve and the bank."""
+    checkpoint = fit(
+        loop, settings, storage=str(folder), name="adapters", num_workers=workers,
+        threads_per_worker=1, use_gpu=False, max_failures=1,
+    )
+    curve = storage.read_json(f"{checkpoint}/curve.json")
+    return curve, storage.read_tensors(f"{checkpoint}/bank.safetensors")
+
+
+def assert_same(left: storage.Tensors, right: storage.Tensors, tolerance: float) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert np.allclose(tensor, right[name], atol=tolerance), name
+
+
+@pytest.fixture(scope="module")
+def reference(
+    ray_local: str, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict[str, float]], storage.Tensors]:
+    """Return curve and bank of one worker, ZeRO stage 1."""
+    return train(world, tmp_path_factory.mktemp("reference"))
+
+
+def test_loss_falls_and_gates_start_to_differ(reference: Any) -> None:
+    curve, _ = reference
+    assert len(curve) == 6
+    assert curve[-1]["loss"] < curve[0]["loss"] - 0.02
+    assert curve[-1]["gate_variation"] > 0
+    assert [point["step"] for point in curve] == list(range(6))
+
+
+def test_two_workers_give_the_losses_of_one(
+    reference: Any, world: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = changed(world, adapters={"num_workers": 2})
+    curve, bank = train(settings, tmp_path, workers=2)
+    expected = [point["loss"] for point in reference[0]]
+    assert [point["loss"] for point in curve] == pytest.approx(expected, rel=1e-5)
+    assert [point["tokens"] for point in curve] == [point["tokens"] for point in reference[0]]
+    assert_same(bank, reference[1], 1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_zero_stage_learns_the_same(
+    reference: Any, world: dict[str, Any], tmp_path: Path, stage: int
+) -> None:
+    curve, bank = train(changed(world, adapters={"zero_stage": stage}), tmp_path)
+    expected = [point["loss"] for point in reference[0]]
+    assert [point["loss"] for point in curve] == pytest.approx(expected, rel=1e-4)
+    assert_same(bank, reference[1], 1e-3)
+
+
+class DyingSession:
+    """Kills its worker once, with signal 9, right after the first checkpoint."""
+
+    def __init__(self, session: Session, flag: Path) -> None:
+        self.session, self.flag = session, flag
+        self.world_rank, self.world_size = session.world_rank, session.world_size
+
+    def resume_folder(self) -> Path | None:
+        return self.session.resume_folder()
+
+    def report(self, metrics: dict[str, float], folder: Path | None, name: str | None) -> None:
+        self.session.report(metrics, folder, name)
+        if metrics["step"] == 4 and not self.flag.exists():
+            self.flag.write_text("died")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_loop(settings: dict[str, Any], session: Session) -> None:
+    """Train with a death in the middle."""
+    adapter_loop(settings, DyingSession(session, Path(settings["flag"])))
+
+
+def test_training_goes_on_from_its_checkpoint_after_kill_9(
+    reference: Any, world: dict[str, Any], tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    curve, bank = train({**world, "flag": str(flag)}, tmp_path / "run", loop=dying_loop)
+    assert flag.read_text() == "died"
+    assert [point["step"] for point in curve] == list(range(6))
+    assert [p["loss"] for p in curve] == pytest.approx([p["loss"] for p in reference[0]], rel=1e-5)
+    assert_same(bank, reference[1], 1e-5)
+
+
+@pytest.mark.parametrize("gate", [GateInput.HYBRID])
+def test_training_leaves_the_base_weights_equal_bit_for_bit(
+    ray_local: str, world: dict[str, Any], tmp_path: Path, gate: GateInput
+) -> None:
+    """In process: one step on a model whose base weights were copied before."""
+    from engine.models.packing import pack
+    from engine.models.personalized import stack_states
+    from engine.training.adapter_examples import label_matrix
+
+    config = EngineConfig.model_validate(changed(world, bank={"gate": gate.value})["config"])
+    inputs = world["inputs"]
+    examples = read_examples(inputs["prompt_files"], inputs["state_files"], [Window.BANK])
+    tokenizer, base = load_base_model(config.base_model)
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    model = PersonalizedLLM(base, tokenizer, config.bank, config.prompt, (USER_DIM, TARGET_DIM))
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    trained = model.adapter_parameters()
+    start = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.1)
+    for _ in range(2):      # gates have no gradient before B has moved
+        batch = pack([e.prompt for e in examples[:4]], pad_id=model.pad_id)
+        labels = torch.from_numpy(label_matrix(examples[:4]))
+        losses, _ = model(batch, stack_states([e.crm for e in examples[:4]]), labels_BM=labels)
+        optimizer.zero_grad()
+        losses[batch.is_candidate_BM].mean().backward()
+        optimizer.step()
+    for name, parameter in before.items():
+        plain = [p for n, p in model.named_parameters() if n in frozen and p.shape == parameter.shape]
+        assert any(torch.equal(parameter, p) for p in plain), name
+    assert len(before) == len(frozen)
+    assert all(not torch.equal(start[name], p) for name, p in trained.items() if "b1" not in name)
+
+
+def test_micro_batches_share_out_a_global_batch() -> None:
+    config = AdapterTrainingConfig(batch_slates=8, micro_batch_slates=3)
+    plan = BatchPlan(config, seed=1, lengths=list(range(20)))
+    for step in range(plan.num_steps):
+        for world_size in (1, 2, 4):
+            shares = [plan.micro_batches(step, rank, world_size) for rank in range(world_size)]
+            assert len({tuple(map(len, share)) for share in shares}) == 1
+            assert all(len(batch) <= 3 for share in shares for batch in share)
+            dealt = sorted(index for share in shares for batch in share for index in batch)
+            assert dealt == sorted(plan.indices(step))
+    seen = {index for step in range(plan.steps_per_epoch) for index in plan.indices(step)}
+    assert seen == set(range(20))
+
+
+def test_a_slate_without_crm_state_is_an_error(world: dict[str, Any], tmp_path: Path) -> None:
+    inputs = world["inputs"]
+    table = storage.read_table(inputs["state_files"][0])
+    short = str(tmp_path / "short.parquet")
+    storage.write_table(short, table.slice(1))
+    with pytest.raises(ArtifactError, match="no CRM state for slate '0-000'"):
+        read_examples(inputs["prompt_files"][:1], [short], [Window.BANK])
