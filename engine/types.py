@@ -37,7 +37,7 @@ class Window(IntEnum):
 
 
 class MixingMode(StrEnum):
-    """How gates mix the bank (arXiv 2408.03533 and its released code differ; name it in reports)."""
+    """How gates mix the bank; the published forms differ, so every report names it."""
 
     PRODUCT_OF_SUMS = "product_of_sums"
     SUM_OF_PRODUCTS = "sum_of_products"

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def demonstrate(config: EngineConfig) -> None:
     """Train, seed the state, serve, ask for some test users, print."""
-    import ray          # --help needs no Ray
+    import ray  # --help needs no Ray
 
     from engine import storage
     from jobs import seed_state, train_reclora

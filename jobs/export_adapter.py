@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(options: argparse.Namespace) -> None:
     """Compose the user's gates from the stored history and write the adapter."""
-    import numpy as np      # --help needs no torch
+    import numpy as np  # --help needs no torch
 
     from engine import storage
     from engine.config import EngineConfig
@@ -63,7 +63,7 @@ def export(options: argparse.Namespace) -> None:
     if model.config.gate is not GateInput.USER and options.item is None:
         raise ConfigError(f"release {release_id!r} has {model.config.gate} gates: name an --item")
     database = open_database(options.database)
-    events = newest_events(database, options.user, config.ranking.max_history)
+    events = newest_events(database, options.user, ServingConfig().ranking.max_history)
     database.dispose()
     if not events:
         raise UnknownUserError(f"user {options.user!r} has no events in {options.database}")

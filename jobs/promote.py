@@ -87,7 +87,8 @@ def bumped(details: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """
     applications = [
         application["deployed_app_config"]
-        for application in details["applications"].values() if application["deployed_app_config"]
+        for application in details["applications"].values()
+        if application["deployed_app_config"] and application["status"] != "DELETING"
     ]
     followed = [
         deployment["user_config"]

@@ -16,7 +16,7 @@ def configure_logging() -> None:
 
 
 def start_ray() -> str:
-    """Connect to the cluster of this job or machine, or start a local Ray; return its dashboard URL.
+    """Connect to the cluster of this job or machine, or start one; return its dashboard URL.
 
     `ray.init()` finds a submitted job's cluster by itself. If Ray runs in this process already,
     nothing happens and the URL is empty.

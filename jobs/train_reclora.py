@@ -51,12 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_settings(pairs: Sequence[str]) -> dict[str, object]:
     """Return dotted names with their YAML values."""
-    return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+    parts = (pair.partition("=") for pair in pairs)
+    return {name: yaml.safe_load(value) for name, _, value in parts}
 
 
 def run(config: EngineConfig) -> Outcome:
     """Run every stage in order."""
-    from engine import storage       # --help needs neither torch nor Ray
+    from engine import storage  # --help needs neither torch nor Ray
     from engine.releases.registry import Registry
     from engine.stages.adapters import train_adapters
     from engine.stages.crm import score_crm, train_crm

@@ -83,7 +83,7 @@ class TinyWorld:
 
     def publish(
         self, release_id: str, *, seed: int = 1, gate: GateInput = GateInput.USER,
-        scope: HistoryScope = HistoryScope.SLATE,
+        scope: HistoryScope = HistoryScope.SLATE, inputs: dict[str, str] | None = None,
     ) -> str:
         """Write a release with random weights of this seed; return its folder."""
         config = self.config(gate, scope)
@@ -93,7 +93,7 @@ class TinyWorld:
             self._write_parts(folder, config, np.random.default_rng(seed))
         files = {name: storage.join(folder, name) for name in storage.list_files(folder)}
         return self.registry.publish(release_id, files, {
-            "inputs": {}, "config": config.settings(), "crm_key": CRM_KEY,
+            "inputs": inputs or {}, "config": config.settings(), "crm_key": CRM_KEY,
             "base_model": {"name": self.base.name, "files": base_model_digest(self.base)},
             "data_window": {}, "mixing": config.bank.mixing.value, "gate": gate.value,
             "scope": scope.value, "metrics": {},

@@ -26,7 +26,9 @@ def export_adapter(
         storage.join(folder, "adapter_model.safetensors"), adapter_tensors(model, weights_GN)
     )
     config = adapter_config(model, base_name).to_dict()
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    plain = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }
     storage.write_json(storage.join(folder, "adapter_config.json"), plain)
 
 
@@ -50,8 +52,8 @@ def adapter_tensors(
     for path, block in model.base.named_modules():
         if not isinstance(block, GatedAttention):
             continue
-        for offset, (target, bank) in enumerate(block.banks.items()):
-            weights_N = torch.from_numpy(weights_GN[block.first_gate + offset]).to(bank.a_NRI)
+        for gate, target, bank in block.targets():
+            weights_N = torch.from_numpy(weights_GN[gate]).to(bank.a_NRI)
             matrices = zip(("lora_A", "lora_B"), bank.mixed_adapter(weights_N), strict=True)
             for name, matrix in matrices:
                 key = f"{PREFIX}.{path}.{target}.{name}.weight"

@@ -13,6 +13,7 @@ the attention block, so nothing is left on a shared module and requests may run 
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,15 +67,17 @@ class MetaLoRABank(nn.Module):
         mixed_BTNR = low_BTNR * weights_BTN1
         if self.mixing is MixingMode.PRODUCT_OF_SUMS:
             mixed_BTNR = mixed_BTNR.sum(-2, keepdim=True) * weights_BTN1
-        return self.scale * (mixed_BTNR.flatten(-2) @ b_CO)
+        update_BTO: Tensor = self.scale * (mixed_BTNR.flatten(-2) @ b_CO)
+        return update_BTO
 
     def materialise(self, weights_N: Tensor) -> Tensor:
         """Return the dense update of W, [O, I], for one row of weights: the slow reference."""
         if self.mixing is MixingMode.PRODUCT_OF_SUMS:
             a_RI = torch.einsum("n,nri->ri", weights_N, self.a_NRI)
-            b_RO = torch.einsum("n,nro->ro", weights_N, self.b_NRO)
-            return self.scale * b_RO.T @ a_RI
-        return self.scale * torch.einsum("n,nro,nri->oi", weights_N, self.b_NRO, self.a_NRI)
+            b_RO: Tensor = torch.einsum("n,nro->ro", weights_N, self.b_NRO)
+            return b_RO.T @ a_RI * self.scale
+        products_OI: Tensor = torch.einsum("n,nro,nri->oi", weights_N, self.b_NRO, self.a_NRI)
+        return self.scale * products_OI
 
     def mixed_adapter(self, weights_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return one plain LoRA (A [r', I], B [O, r']) equal to the mix at scale alpha / rank.
@@ -108,6 +111,17 @@ class GatedAttention(nn.Module):
             for name, linear in linears.items()
         })
 
+    @property
+    def device(self) -> torch.device:
+        """Where the block's inputs must be."""
+        return next(self.parameters()).device
+
+    def targets(self) -> Iterator[tuple[int, str, MetaLoRABank]]:
+        """Yield gate number, matrix name and bank of each target matrix."""
+        for offset, (name, bank) in enumerate(self.banks.items()):
+            assert isinstance(bank, MetaLoRABank)
+            yield self.first_gate + offset, name, bank
+
     def forward(self, *args: Any, gates: Gates | None = None, **kwargs: Any) -> Any:
         """Call the block; without gates it is the frozen one."""
         block = self.attention if gates is None else self._bound(gates)
@@ -116,11 +130,9 @@ class GatedAttention(nn.Module):
     def _bound(self, gates: Gates) -> nn.Module:
         """Return a view of the block whose target matrices carry these gates."""
         view = copy.copy(self.attention)
-        for offset, (name, bank) in enumerate(self.banks.items()):
+        for gate, name, bank in self.targets():
             linear = getattr(self.attention, name)
-            view.__dict__[name] = partial(
-                mixed_linear, linear, bank, gates.of(self.first_gate + offset)
-            )
+            view.__dict__[name] = partial(mixed_linear, linear, bank, gates.of(gate))
         return view
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine import storage
 from engine.config import BankConfig, BaseModelConfig, PromptConfig
@@ -53,7 +54,7 @@ class PersonalizedLLM(nn.Module):
 
     def __init__(
         self,
-        base: nn.Module,
+        base: PreTrainedModel,
         tokenizer: Any,
         bank: BankConfig,
         prompt: PromptConfig,
@@ -66,7 +67,7 @@ class PersonalizedLLM(nn.Module):
         self.answers: Answers = answer_tokens(tokenizer, prompt)
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.blocks = install_bank(base, bank)
-        self.base = base
+        self.base: Any = base       # transformers' attributes are untyped
         num_gates = len(self.blocks) * len(bank.targets)
         device = next(base.parameters()).device
         self.user_router = self.target_router = None
@@ -80,7 +81,7 @@ class PersonalizedLLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where prompts must be."""
-        return next(self.base.parameters()).device
+        return self.blocks[0].device
 
     # ----- gates
 
@@ -124,8 +125,9 @@ class PersonalizedLLM(nn.Module):
     def logits(self, answer_BMD: Tensor) -> Tensor:
         """Return the log-odds of the positive over the negative answer, [B, M], float32."""
         head_VD = self.base.get_output_embeddings().weight
-        direction_D = (head_VD[self.answers.positive].float() - head_VD[self.answers.negative].float())
-        return answer_BMD.float() @ direction_D
+        yes_D, no_D = (head_VD[i].float() for i in (self.answers.positive, self.answers.negative))
+        logits_BM: Tensor = answer_BMD.float() @ (yes_D - no_D)
+        return logits_BM
 
     def forward(
         self,
@@ -189,10 +191,11 @@ class PersonalizedLLM(nn.Module):
         named = {
             f"bank.{number}.{target}.{name}": parameter
             for number, block in enumerate(self.blocks)
-            for target, bank in block.banks.items()
+            for _, target, bank in block.targets()
             for name, parameter in bank.named_parameters()
         }
-        for prefix, router in (("user_router", self.user_router), ("target_router", self.target_router)):
+        routers = {"user_router": self.user_router, "target_router": self.target_router}
+        for prefix, router in routers.items():
             if router is not None:
                 named |= {f"{prefix}.{name}": p for name, p in router.named_parameters()}
         return named

@@ -28,6 +28,7 @@ from engine.errors import PromptError
 from engine.prompts.tokens import TextEncoder, chat_frame
 from engine.types import FloatArray, History, HistoryScope, IntArray, Profile, SlatePrompt
 
+
 @dataclass(frozen=True, slots=True)
 class BuiltPrompt:
     """A prompt, and which past events its text shows."""

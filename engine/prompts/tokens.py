@@ -79,6 +79,7 @@ def answer_tokens(tokenizer: Any, config: PromptConfig) -> Answers:
         ids.append(encoded[-1])
     if ids[0] == ids[1]:
         raise PromptError(
-            f"prompt.positive {config.positive!r} and prompt.negative {config.negative!r} share a token"
+            f"prompt.positive {config.positive!r} and prompt.negative {config.negative!r} "
+            "share a token"
         )
     return Answers(*ids)

@@ -44,6 +44,7 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(RayServeException, _on_unavailable)
     api.add_exception_handler(RayActorError, _on_unavailable)
     api.add_exception_handler(OperationalError, _on_unavailable)
+    api.add_exception_handler(TimeoutError, _on_unavailable)
     api.add_exception_handler(Exception, _on_unexpected)
 
 

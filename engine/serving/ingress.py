@@ -1,20 +1,19 @@
-"""HTTP in and out; every request is answered by one release.
+"""HTTP in and out: body -> checks -> Retriever, Scorer (one release) -> answer.
 
-    body -> checks -> Retriever.find -> Scorer.rank (same release) -> answer
+A name that a route uses must be bound above the class: `serve.ingress` pickles the routes, with
+the module as it is by then.
 """
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Path, Query, Response
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 
 from engine.config import ServingConfig
-from engine.errors import ReleaseNotFoundError
 from engine.recommender import lookup
-from engine.recommender.ranking import Ranking
 from engine.serving import checks, faults
+from engine.serving.agreement import Handle, no_release, rank_by_one_release
 from engine.serving.releases import ReplicaState, Unavailable
 from engine.serving.retriever import SentEvent
 from engine.serving.schemas import (
@@ -42,7 +41,6 @@ api = FastAPI(
 )
 faults.install(api)
 
-Handle = DeploymentHandle[Any]
 STATE_TIMEOUT_S = 5.0
 UserId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -77,7 +75,7 @@ class Ingress:
         sent = [SentEvent(**dict(event)) for event in request.events]
         statuses = await self.retriever.append.remote(sent)
         if isinstance(statuses, Unavailable):
-            raise _no_release()
+            raise no_release()
         return EventsAnswer(events=[
             EventAnswer(
                 index=index, event_id=event.event_id, status=status.state, reason=status.reason
@@ -90,7 +88,7 @@ class Ingress:
         """Return a user's newest events."""
         events = await self.retriever.user_events.remote(user_id, limit)
         if isinstance(events, Unavailable):
-            raise _no_release()
+            raise no_release()
         return UserHistoryAnswer(
             user_id=user_id, events=[HistoryEvent.model_validate(event) for event in events]
         )
@@ -118,7 +116,7 @@ class Ingress:
 
     async def _answer(self, query: lookup.Query) -> RecommendAnswer:
         start = time.perf_counter()
-        found, ranking = await self._rank(query)
+        found, ranking = await rank_by_one_release(self.retriever, self.scorer, query)
         total_ms = round((time.perf_counter() - start) * 1000, 3)
         explanation = ranking.explanation
         return RecommendAnswer(
@@ -134,28 +132,6 @@ class Ingress:
             ),
         )
 
-    async def _rank(self, query: lookup.Query) -> tuple[lookup.Found, Ranking]:
-        """Ask both halves for one release.
-
-        While a promotion reaches the replicas they may differ: then the scorer names the release
-        that it holds, and the retriever, which keeps the previous one, answers again from that.
-        """
-        release_id: str | None = None
-        for _ in range(3):
-            found = await self.retriever.find.remote(query, release_id)
-            if isinstance(found, Unavailable):
-                release_id = found.held_id
-                if release_id is None:
-                    raise _no_release()
-                continue
-            if found.ranking is not None:
-                return found, found.ranking
-            ranking = await self.scorer.rank.remote(found.task, found.release_id)
-            if isinstance(ranking, Ranking):
-                return found, ranking
-            release_id = ranking.held_id
-        raise ReleaseNotFoundError("retriever and scorer hold no release in common yet; try again")
-
     async def _state(self) -> ReleaseAnswer:
         """Ask every replica."""
         groups: list[list[ReplicaState]] = [
@@ -169,7 +145,3 @@ class Ingress:
         return ReleaseAnswer(
             release_id=ids.pop() if len(ids) == 1 else None, retriever=retriever, scorer=scorer
         )
-
-
-def _no_release() -> ReleaseNotFoundError:
-    return ReleaseNotFoundError("no release is live; promote one")

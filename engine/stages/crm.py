@@ -22,7 +22,12 @@ from engine.data.splits import read_timeline
 from engine.errors import ConfigError, DataError
 from engine.models.crm import CRMShape
 from engine.models.crm_examples import (
-    TrainingCounts, UserSlates, count_partition, merge_counts, score_slates, training_rows,
+    TrainingCounts,
+    UserSlates,
+    count_partition,
+    merge_counts,
+    score_slates,
+    training_rows,
     user_slates,
 )
 from engine.models.crm_features import FeatureSpace, num_levels
@@ -237,7 +242,9 @@ def _train(
         "shape": facts["shape"], "crm": crm.settings(), "source": config.source.settings(),
     })
     curve = storage.read_json(storage.join(checkpoint, CURVE))
-    storage.write_json(storage.join(uri, CURVE), curve)
+    storage.write_json(storage.join(uri, CURVE), [
+        dict(zip(("step", "loss", "retrieval_loss"), point, strict=True)) for point in curve
+    ])
     return {
         "rows": facts["rows"], "cut_s": facts["cut_s"], "seed": seed,
         "parameters": int(sum(weight.size for weight in weights.values())),

@@ -36,7 +36,9 @@ def train_crm_seeds(
 def _test_metrics(config: EngineConfig, slates: Artifact, scores: Artifact) -> dict[str, float]:
     """Return AUC of row-level and slate-level logits, and per-user AUC of the row-level ones."""
     parts = list(_test_rows(config, slates, scores))
-    users, labels, row_logits, logits = (np.concatenate(column) for column in zip(*parts, strict=True))
+    users, labels, row_logits, logits = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
     rows = metrics.Rows.of(users, labels)
     return {
         "auc": metrics.auc(labels, row_logits), "slate_auc": metrics.auc(labels, logits),
@@ -44,7 +46,9 @@ def _test_metrics(config: EngineConfig, slates: Artifact, scores: Artifact) -> d
     }
 
 
-def _test_rows(config: EngineConfig, slates: Artifact, scores: Artifact) -> Iterator[tuple[Any, ...]]:
+def _test_rows(
+    config: EngineConfig, slates: Artifact, scores: Artifact
+) -> Iterator[tuple[Any, ...]]:
     """Yield users, labels, row-level and slate-level logits of each partition's test rows."""
     for partition in range(config.histories.num_partitions):
         test = pc.field("window") == int(Window.TEST)

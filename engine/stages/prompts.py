@@ -72,7 +72,10 @@ def _offers(partition: int, config: EngineConfig, slates: Artifact) -> dict[int,
     table = table.drop_columns(["items"]).append_column("rows", sizes)
     bank = table.filter(pc.field("window") == int(Window.BANK)).to_pylist()
     offers = {int(Window.BANK): smallest(
-        [(sample_key(config.run.seed, row["slate_id"]), row["slate_id"], row["rows"]) for row in bank],
+        [
+            (sample_key(config.run.seed, row["slate_id"]), row["slate_id"], row["rows"])
+            for row in bank
+        ],
         config.adapters.max_slates,
     )}
     for window, limit in zip(EVALUATED, _row_limits(config), strict=True):

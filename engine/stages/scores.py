@@ -93,7 +93,8 @@ def derange(examples: Sequence[AdapterExample], seed: int) -> list[int]:
     for index, example in enumerate(examples):
         by_user.setdefault(example.user_id, []).append(index)
     widest = {
-        user: max(indices, key=lambda i: len(examples[i].labels)) for user, indices in by_user.items()
+        user: max(indices, key=lambda i: len(examples[i].labels))
+        for user, indices in by_user.items()
     }
     return [widest[following[example.user_id]] for example in examples]
 
@@ -111,7 +112,7 @@ class PromptScorer:
     """A Ray Data actor that holds the language model and the sample."""
 
     def __init__(
-        self, config: EngineConfig, bank: str, examples: ray.ObjectRef, donors: Sequence[int]
+        self, config: EngineConfig, bank: str, examples: ray.ObjectRef[Any], donors: Sequence[int]
     ) -> None:
         torch.set_num_threads(config.adapters.threads_per_worker)
         self.model = PersonalizedLLM.load(config.base_model, bank)
@@ -164,11 +165,11 @@ def score_examples(
     shared = ray.put(list(examples))
     by_length = sorted(range(len(examples)), key=lambda i: (examples[i].num_tokens, i))
     numbers = ray.data.from_items([{"number": n} for n in by_length], override_num_blocks=1)
-    gpus = {"num_gpus": 1} if config.adapters.use_gpu else {}
     results = numbers.map_batches(
         PromptScorer, fn_constructor_args=(config, bank, shared, list(donors)),
-        batch_size=config.evaluation.batch_slates, concurrency=1,
-        num_cpus=config.adapters.threads_per_worker, **gpus,
+        batch_size=config.evaluation.batch_slates, compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=config.adapters.threads_per_worker,
+        num_gpus=1 if config.adapters.use_gpu else None,
     ).take_all()
     scored: dict[Row, Logits] = {}
     gates: list[FloatArray] = [np.zeros(0)] * len(examples)

@@ -52,7 +52,7 @@ def adapter_loop(settings: dict[str, Any], session: Session) -> None:
     inputs = AdapterInputs(**settings["inputs"])
     examples = read_examples(inputs.prompt_files, inputs.state_files, (Window.BANK,))
     if not examples:
-        raise DataError("no prompts in the bank window [T0, T1); check split.crm and adapters.max_slates")
+        raise DataError("no prompts in the bank window [T0, T1); check split.crm")
     torch.manual_seed(config.run.seed)
     model = build_model(config, examples[0])
     plan = BatchPlan(config.adapters, config.run.seed, [e.num_tokens for e in examples])
@@ -90,7 +90,7 @@ class BatchPlan:
         self.num_steps = self.steps_per_epoch * config.epochs
 
     def indices(self, step: int) -> list[int]:
-        """Return the prompts of a global batch, shortest first; the last of an epoch wraps round."""
+        """Return a global batch, shortest first; the last one of an epoch wraps round."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
         places = offset * self.config.batch_slates + np.arange(self.config.batch_slates)

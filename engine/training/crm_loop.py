@@ -23,7 +23,10 @@ from engine.models.crm_features import CRMBatch, CRMRows, ItemTable
 from engine.training.checkpoints import checkpoint_name, load_state, save_state
 from engine.training.crm_batches import LanePlan, LaneReader, blank_batch, merge_batches
 from engine.training.engines import (
-    ParameterGroup, linear_schedule, start_engine, trainable_weights,
+    ParameterGroup,
+    linear_schedule,
+    start_engine,
+    trainable_weights,
 )
 from engine.training.session import Session, global_sum, share_of_global_mean
 from engine.types import FloatArray, IntArray

@@ -36,7 +36,7 @@ def make_model(
     *,
     trained: bool = True,
 ) -> PersonalizedLLM:
-    """Return a model in float64 where it allows that; `trained` gives B and the gates sizeable values."""
+    """Return a model in float64 where it allows that; `trained`: B and gates have moved."""
     torch.manual_seed(11)
     tokenizer, base = load_base_model(tiny_base(folder))
     config = BankConfig(num_adapters=5, rank=3, alpha=6, mixing=mixing, gate=gate, gate_hidden=7)

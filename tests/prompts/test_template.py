@@ -18,7 +18,7 @@ CATALOGUE = Catalogue(
     ["", *(f"i{n}" for n in range(1, NUM_ITEMS + 1))],
     ["", *(f"Movie {n}" for n in range(1, NUM_ITEMS + 1))],
     {
-        "genres": [(), *((("Drama",) if n % 2 else ("Action", "War")) for n in range(1, NUM_ITEMS + 1))],
+        "genres": [(), *[("Drama",), ("Action", "War")] * (NUM_ITEMS // 2)],
         "year": [(), *((str(1960 + n),) for n in range(1, NUM_ITEMS + 1))],
     },
 )

@@ -119,8 +119,10 @@ def test_three_posted_events_are_in_the_next_answers_history(endpoint: Any) -> N
     first = http.post("/v1/recommend", json=body).json()
     chosen = [item["item_id"] for item in first["items"]]
     events = [
-        {"event_id": f"e{n}", "user_id": str(EVERY), "item_id": item, "timestamp_s": 900_000_000 + n,
-         "rating": 5.0}
+        {
+            "event_id": f"e{n}", "user_id": str(EVERY), "item_id": item,
+            "timestamp_s": 900_000_000 + n, "rating": 5.0,
+        }
         for n, item in enumerate(chosen)
     ]
     stored = http.post("/v1/events", json={"events": events}).json()

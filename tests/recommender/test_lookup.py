@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine
+
+from engine.config import RankingConfig
+from engine.errors import RequestError, UnknownItemError, UnknownUserError
+from engine.recommender.candidates import Filters
+from engine.recommender.histories import GuestItem, guest_history, stored_history
+from engine.recommender.lookup import Query, find, user_events
+from engine.recommender.release import LoadedRelease
+from engine.state.events import Event, append
+from engine.state.histories import PastEvent
+from engine.types import AnswerMode
+from tests.tiny_release import TinyWorld
+
+RANKING = RankingConfig(max_candidates=25, llm_candidates=5, shown_history=3)
+
+
+def test_a_stored_history_equals_the_one_that_was_trained_on(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    for user_id, history in world.histories.items():
+        found = find(release, seeded, Query(k=5, user_id=user_id), RANKING)
+        assert found.task is not None
+        for name in ("items", "ratings", "labels", "timestamps_s"):
+            np.testing.assert_array_equal(getattr(found.task.history, name), getattr(history, name))
+        assert found.history_length == len(history)
+        assert [event.timestamp_s for event in found.newest] == (
+            history.timestamps_s[-3:][::-1].tolist()
+        )
+
+
+def test_only_the_newest_events_are_read(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    user_id = sorted(world.histories)[0]
+    found = find(
+        release, seeded, Query(k=5, user_id=user_id), RANKING.model_copy(update={"max_history": 4})
+    )
+    assert found.task is not None
+    assert found.task.history.items.tolist() == world.histories[user_id].items[-4:].tolist()
+
+
+def test_candidates_are_found_or_named(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    user_id = sorted(world.histories)[0]
+    found = find(release, seeded, Query(k=5, user_id=user_id), RANKING)
+    assert found.task is not None
+    assert len(found.task.candidates) == 25
+    assert found.task.llm_candidates == 5
+    named = find(release, seeded, Query(k=5, user_id=user_id, item_ids=["9", "4"]), RANKING)
+    assert named.task is not None
+    assert [release.catalogue.item_ids[item] for item in named.task.candidates] == ["9", "4"]
+    whole = Query(k=5, user_id=user_id, item_ids=["9", "4", "8", "1", "2", "3"],
+                  is_scored_whole=True)
+    scored = find(release, seeded, whole, RANKING)
+    assert scored.task is not None
+    assert scored.task.llm_candidates == 6
+
+
+def test_nobody_and_an_empty_guest_get_popular_items(
+    release: LoadedRelease, database: Engine
+) -> None:
+    for query in (Query(k=4, user_id="nobody"), Query(k=4, guest=[])):
+        found = find(release, database, query, RANKING)
+        assert found.ranking is not None
+        assert found.ranking.mode is AnswerMode.POPULAR
+        assert [release.catalogue.index_of(item.item_id) for item in found.ranking.items] == (
+            release.popularity.top[:4].tolist()
+        )
+        filtered = find(
+            release, database, replace(query, filters=Filters(fields={"genres": ["Horror"]})),
+            RANKING,
+        )
+        assert filtered.ranking is not None
+        for item in filtered.ranking.items:
+            index = release.catalogue.index_of(item.item_id)
+            assert "Horror" in release.catalogue.fields["genres"][index]
+
+
+def test_a_user_with_a_profile_but_no_events_is_personalised(
+    world: TinyWorld, release: LoadedRelease, database: Engine
+) -> None:
+    found = find(release, database, Query(k=4, user_id=sorted(world.histories)[0]), RANKING)
+    assert found.task is not None
+    assert found.history_length == 0
+
+
+def test_events_of_items_that_the_release_lacks_are_left_out(release: LoadedRelease) -> None:
+    history = stored_history(release, [
+        PastEvent("1", 5, 4.0, 1), PastEvent("gone", 6, 4.0, 1), PastEvent("2", 7, None, 0),
+    ])
+    assert [release.catalogue.item_ids[item] for item in history.items] == ["1", "2"]
+    assert history.ratings.tolist() == [4.0, 1.0]
+    assert history.timestamps_s.tolist() == [5, 7]
+
+
+def test_a_guest_history_keeps_its_order(release: LoadedRelease) -> None:
+    history = guest_history(release, [
+        GuestItem("3", 5.0), GuestItem("1"), GuestItem("2", 2.0),
+    ])
+    assert [release.catalogue.item_ids[item] for item in history.items] == ["3", "1", "2"]
+    assert history.ratings.tolist() == [5.0, 4.0, 2.0]
+    assert history.labels.tolist() == [1, 1, 0]
+    assert (np.diff(history.timestamps_s) > 0).all()
+
+
+def test_a_guest_history_names_what_is_wrong(release: LoadedRelease) -> None:
+    with pytest.raises(UnknownItemError, match="'x'"):
+        guest_history(release, [GuestItem("1"), GuestItem("x")])
+    with pytest.raises(RequestError, match=r"^history\.1\.rating: 9 "):
+        guest_history(release, [GuestItem("1"), GuestItem("2", 9.0)])
+
+
+def test_the_events_of_a_user_come_newest_first(release: LoadedRelease, database: Engine) -> None:
+    append(database, [
+        Event("1", "zoe", "4", 10, 5.0, 1), Event("2", "zoe", "5", 30, None, 0),
+    ])
+    assert [event.item_id for event in user_events(release, database, "zoe", 9)] == ["5", "4"]
+    with pytest.raises(UnknownUserError, match="'nobody'"):
+        user_events(release, database, "nobody", 9)

@@ -1,0 +1,208 @@
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine.errors import PromptError
+from engine.recommender import language, ranking
+from engine.recommender.language import LanguageHalf, read_prompts, score_readings, split_blocks
+from engine.recommender.ranking import RankTask, profile_of, rank, rank_popular, score_crm
+from engine.recommender.release import LoadedRelease, load_release
+from engine.types import AnswerMode, GateInput, History, HistoryScope, SlatePrompt
+from tests.tiny_release import FUSION, TinyWorld
+
+FORMS = [
+    (GateInput.USER, HistoryScope.SLATE), (GateInput.HYBRID, HistoryScope.SLATE),
+    (GateInput.TARGET, HistoryScope.SLATE), (GateInput.USER, HistoryScope.CANDIDATE),
+    (GateInput.TARGET, HistoryScope.CANDIDATE),
+]
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=lambda form: "-".join(form))
+def any_release(request: pytest.FixtureRequest, world: TinyWorld) -> LoadedRelease:
+    gate, scope = request.param
+    release_id = f"{gate.value}-{scope.value}"
+    world.publish(release_id, gate=gate, scope=scope)
+    return load_release(world.registry, release_id, model_cache="", device="cpu")
+
+
+def task_of(world: TinyWorld, place: int, **change: object) -> RankTask:
+    user_id = sorted(world.histories)[place]
+    items = np.random.default_rng(place).permutation(np.arange(1, 41))[: 20 - place]
+    task = RankTask(user_id, world.histories[user_id], items, llm_candidates=6, k=15)
+    return replace(task, **change)
+
+
+def test_an_answer_equals_the_models_asked_one_candidate_at_a_time(
+    world: TinyWorld, any_release: LoadedRelease
+) -> None:
+    """The slow reference: no packing, no batch, no re-use of a prefix or a gate."""
+    task = task_of(world, 0)
+    profile = profile_of(any_release, task.user_id)
+    half = any_release.language
+    assert half is not None
+    crm, llm = {}, {}
+    for item in task.candidates.tolist():
+        one = np.array([item])
+        [output] = any_release.crm.score([task.history], [profile], [one])
+        crm[item] = float(output.logits_M[0])
+        prompt = half.prompts.build_all(task.history, profile, one)[0].prompt
+        llm[item] = float(half.model.score([prompt], [half.model.gates(output)])[0][0])
+    by_crm = sorted(crm, key=lambda item: (-crm[item], item))
+    fused = {
+        item: FUSION.crm_weight * crm[item] + FUSION.llm_weight * llm[item] + FUSION.bias
+        for item in by_crm[:6]
+    }
+    expected = [*sorted(fused, key=lambda item: -fused[item]), *by_crm[6:]][:15]
+
+    [answer] = rank(any_release, [task])
+    assert answer.mode is AnswerMode.FULL
+    assert [any_release.catalogue.index_of(each.item_id) for each in answer.items] == expected
+    for item, each in zip(expected, answer.items, strict=True):
+        assert each.crm_score == pytest.approx(crm[item], abs=1e-4)
+        if item in fused:
+            assert each.llm_score == pytest.approx(llm[item], abs=1e-3)
+            assert each.score == pytest.approx(fused[item], abs=1e-3)
+        else:
+            assert each.llm_score is None
+            assert each.score == pytest.approx(0.9 * crm[item] + 0.05, abs=1e-4)
+
+
+def test_requests_ranked_together_and_alone_agree(
+    world: TinyWorld, any_release: LoadedRelease
+) -> None:
+    tasks = [task_of(world, place, with_explanation=True) for place in range(6)]
+    for together, task in zip(rank(any_release, tasks), tasks, strict=True):
+        [alone] = rank(any_release, [task])
+        assert [each.item_id for each in together.items] == [each.item_id for each in alone.items]
+        assert [each.score for each in together.items] == pytest.approx(
+            [each.score for each in alone.items], abs=1e-3
+        )
+        assert together.explanation is not None
+        assert alone.explanation is not None
+        assert together.explanation.gate_weights == pytest.approx(
+            alone.explanation.gate_weights, abs=1e-4
+        )
+
+
+def test_many_candidates_are_cut_into_prompts_of_one_prefix(
+    world: TinyWorld, any_release: LoadedRelease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(world, 1, llm_candidates=19)
+    [whole] = rank(any_release, [task])
+    monkeypatch.setattr(language, "MAX_BLOCKS", 4)
+    monkeypatch.setattr(language, "MAX_PROMPTS", 2)
+    [cut] = rank(any_release, [task])
+    assert [each.llm_score for each in cut.items] == pytest.approx(
+        [each.llm_score for each in whole.items], abs=1e-3
+    )
+
+
+def test_a_prompt_is_cut_without_losing_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "MAX_BLOCKS", 3)
+    prompt = SlatePrompt(np.array([1, 2]), [np.array([number]) for number in range(7)])
+    pieces = split_blocks(prompt)
+    assert [len(piece.blocks) for piece in pieces] == [3, 3, 1]
+    assert [int(block[0]) for piece in pieces for block in piece.blocks] == list(range(7))
+    assert all(piece.prefix is prompt.prefix for piece in pieces)
+
+
+def test_without_the_language_model_the_crm_orders(
+    world: TinyWorld, release: LoadedRelease
+) -> None:
+    asked = task_of(world, 2)
+    none_asked = replace(asked, llm_candidates=0)
+    for half, task in ((replace(release, language=None), asked), (release, none_asked)):
+        [answer] = rank(half, [task])
+        assert answer.mode is AnswerMode.CRM
+        scores = [each.crm_score for each in answer.items]
+        assert scores == sorted(scores, key=lambda score: -float(score or 0))
+        assert all(each.llm_score is None for each in answer.items)
+
+
+def test_a_prompt_that_cannot_be_built_costs_only_its_own_request(
+    world: TinyWorld, release: LoadedRelease, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fussy:
+        def __init__(self, half: LanguageHalf) -> None:
+            self.config, self.half = half.prompts.config, half
+
+        def build_all(self, history: History, profile: object, items: object) -> object:
+            if history is tasks[0].history:
+                raise PromptError("profile and candidate take 9999 tokens")
+            return self.half.prompts.build_all(history, profile, items)  # type: ignore[arg-type]
+
+    assert release.language is not None
+    tasks = [task_of(world, 0), task_of(world, 1)]
+    fussy = LanguageHalf(release.language.model, Fussy(release.language))  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        answers = rank(replace(release, language=fussy), tasks)
+    assert [answer.mode for answer in answers] == [AnswerMode.CRM, AnswerMode.FULL]
+    assert "9999 tokens" in caplog.text
+
+
+def test_equal_scores_are_ordered_by_item(world: TinyWorld, release: LoadedRelease) -> None:
+    order = ranking.best_first(np.array([1.0, 2.0, 1.0, 2.0]), np.array([9, 8, 3, 4]))
+    assert order.tolist() == [3, 1, 2, 0]
+
+
+def test_no_candidates_are_an_empty_answer(world: TinyWorld, release: LoadedRelease) -> None:
+    task = task_of(world, 0, candidates=np.zeros(0, np.int32), with_explanation=True)
+    full = task_of(world, 1)
+    answers = rank(release, [task, full])
+    assert answers[0].items == []
+    assert answers[0].mode is AnswerMode.CRM
+    assert len(answers[1].items) == 15
+
+
+def test_an_empty_history_can_be_ranked(world: TinyWorld, release: LoadedRelease) -> None:
+    task = task_of(world, 0, history=History.empty(), with_explanation=True)
+    [answer] = rank(release, [task])
+    assert len(answer.items) == 15
+    assert answer.explanation is not None
+    assert answer.explanation.past == []
+
+
+def test_popular_items_have_a_calibrated_score_and_no_other(release: LoadedRelease) -> None:
+    answer = rank_popular(release, np.array([5, 2, 9]), 2)
+    scores = release.popularity.scores
+    best = sorted([5, 2, 9], key=lambda item: (-scores[item], item))[:2]
+    assert [release.catalogue.index_of(each.item_id) for each in answer.items] == best
+    assert answer.items[0].score == pytest.approx(1.1 * scores[best[0]] - 0.2, abs=1e-5)
+    assert answer.items[0].crm_score is None
+    assert answer.mode is AnswerMode.POPULAR
+
+
+def test_the_explanation_follows_attention_and_prompt(
+    world: TinyWorld, release: LoadedRelease
+) -> None:
+    task = task_of(world, 3, with_explanation=True, with_gates=True)
+    [answer] = rank(release, [task])
+    explanation = answer.explanation
+    assert explanation is not None
+    assert explanation.gates is not None
+    assert np.mean(explanation.gates, axis=0) == pytest.approx(explanation.gate_weights, abs=1e-5)
+
+    profile = profile_of(release, task.user_id)
+    [output] = score_crm(release, [task], [profile])
+    weights = np.zeros(len(task.history))
+    for each in answer.items:
+        slot = task.candidates.tolist().index(release.catalogue.index_of(each.item_id))
+        for place, weight in zip(output.behaviors_MS[slot], output.attention_MS[slot], strict=True):
+            if place >= 0:
+                weights[place] += weight / len(answer.items)
+    times = task.history.timestamps_s.tolist()
+    for past in explanation.past:
+        assert past.attention == pytest.approx(weights[times.index(past.timestamp_s)], abs=1e-4)
+    assert release.language is not None
+    best = np.argsort(-output.logits_M)[:6]
+    reading = read_prompts(
+        release.language, task.history, profile, task.candidates, output, best
+    )
+    shown = {times[place] for place in reading.shown}
+    assert {past.timestamp_s for past in explanation.past if past.is_in_prompt} == shown
+
+
+def test_no_readings_are_no_logits(release: LoadedRelease) -> None:
+    assert [values.tolist() for values in score_readings(release, [None, None])] == [[], []]

@@ -1,0 +1,146 @@
+"""jobs/promote.py and jobs/rollback.py without a running application."""
+
+import json
+import threading
+from collections.abc import Iterator
+from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import ReleaseError
+from jobs import promote, rollback
+from tests.tiny_release import TinyWorld, tiny_world
+
+
+def details(*changes: int | None) -> dict[str, Any]:
+    deployments = [
+        {"name": f"D{n}"} if change is None
+        else {"name": f"D{n}", "user_config": {"registry": "r", "change": change}}
+        for n, change in enumerate(changes)
+    ]
+    return {
+        "applications": {
+            "one": {
+                "status": "RUNNING",
+                "deployed_app_config": {"name": "one", "deployments": deployments},
+            },
+            "imperative": {"status": "RUNNING", "deployed_app_config": None},
+            "going": {"status": "DELETING", "deployed_app_config": {"name": "going"}},
+        },
+        "http_options": {"port": 8000}, "proxy_location": "HeadOnly", "grpc_options": None,
+    }
+
+
+def test_every_follower_gets_the_same_higher_counter() -> None:
+    before = details(None, 3, 5)
+    config, change = promote.bumped(deepcopy(before))
+    assert change == 6
+    [application] = config["applications"]
+    assert [each.get("user_config", {}).get("change") for each in application["deployments"]] == [
+        None, 6, 6,
+    ]
+    assert config["http_options"] == {"port": 8000}
+    assert "grpc_options" not in config
+
+
+def test_without_a_follower_there_is_no_change() -> None:
+    assert promote.bumped(details(None))[1] == 0
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> TinyWorld:
+    world = tiny_world(tmp_path)
+    for seed, release_id in enumerate(("r1", "r2")):
+        world.publish(release_id, seed=seed)
+    return world
+
+
+def test_promote_and_rollback_write_live_alone_without_an_address(world: TinyWorld) -> None:
+    registry = ["--registry", world.registry_root]
+    assert promote.main(["r1", *registry]) == 0
+    assert promote.main(["r2", *registry]) == 0
+    assert world.registry.live() == ("r2", "r1")
+    assert rollback.main(registry) == 0
+    assert world.registry.live() == ("r1", "r2")
+
+
+def test_what_cannot_be_promoted_is_an_exit_code(
+    world: TinyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = ["--registry", world.registry_root]
+    assert promote.main(["none", *registry]) == 1
+    assert "'none'" in capsys.readouterr().err
+    assert rollback.main(registry) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server whose GET /v1/release walks through the states in the list; the last one stays."""
+    states: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state = states.pop(0) if len(states) > 1 else states[0]
+            data = json.dumps(state).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", states
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def state(*replicas: tuple[str, int, str | None]) -> dict[str, Any]:
+    return {"retriever": [], "scorer": [
+        {"release_id": name, "change": change,
+         "refusal": reason and {"release_id": "b", "reason": reason}}
+        for name, change, reason in replicas
+    ]}
+
+
+@pytest.fixture(autouse=True)
+def _fast_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promote, "POLL_S", 0.01)
+
+
+def test_waiting_ends_when_the_last_replica_follows(
+    endpoint: tuple[str, list[dict[str, Any]]],
+) -> None:
+    url, states = endpoint
+    states += [
+        {"retriever": [], "scorer": []}, state(("a", 1, None), ("a", 1, "old reason")),
+        state(("b", 2, None), ("a", 1, None)), state(("b", 2, None), ("b", 3, None)),
+    ]
+    promote.wait_for(url, "b", 2, timeout_s=30)
+    assert len(states) == 1
+
+
+def test_waiting_ends_with_the_reason_of_a_refusal(
+    endpoint: tuple[str, list[dict[str, Any]]],
+) -> None:
+    url, states = endpoint
+    states.append(state(("b", 2, None), ("a", 2, "ChecksumError: bank differs")))
+    with pytest.raises(ReleaseError, match="bank differs"):
+        promote.wait_for(url, "b", 2, timeout_s=30)
+
+
+def test_waiting_ends_at_the_end_of_its_time(
+    endpoint: tuple[str, list[dict[str, Any]]],
+) -> None:
+    url, states = endpoint
+    states.append(state(("b", 2, None), ("a", 1, None)))
+    with pytest.raises(ReleaseError, match="1 of 2 replicas"):
+        promote.wait_for(url, "b", 2, timeout_s=0.1)
