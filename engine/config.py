@@ -169,7 +169,7 @@ class BaseModelConfig(Section):
 class CRMConfig(Section):
     """The sequential conventional recommendation model."""
 
-    embedding_dim: int = Field(default=32, ge=2)
+    embedding_dim: int = Field(default=16, ge=2)
     """Width of an id or field embedding."""
     state_dim: int = Field(default=64, ge=2)
     """Width of the user state and of retrieval vectors."""
@@ -179,13 +179,13 @@ class CRMConfig(Section):
     """Past items that target attention reads: the most relevant to the candidate."""
     max_history: int = Field(default=1000, ge=1)
     """Newest past events among which they are retrieved."""
-    max_recent: int = Field(default=100, ge=1)
+    max_recent: int = Field(default=50, ge=1)
     """Newest past events that the user state reads."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout of the CTR head."""
-    id_dropout: float = Field(default=0.2, ge=0, lt=1)
+    id_dropout: float = Field(default=0.3, ge=0, lt=1)
     """Share of user and item ids replaced by the unknown id in training, so that it is learned."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=5e-3, gt=0)
     """Peak rate of AdamW; linear decay to zero."""
     weight_decay: float = Field(default=1e-5, ge=0)
     """AdamW weight decay of the layers."""

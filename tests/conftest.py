@@ -121,12 +121,12 @@ def ray_jobs(ray_local: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     client = JobSubmissionClient(ray_local)
-    for attempt in range(12):
+    for attempt in range(120):
         try:
             client.submit_job(entrypoint="true")
             return client
         except RuntimeError as error:
-            if attempt == 11 or "No available agent" not in str(error):
+            if attempt == 119 or "No available agent" not in str(error):
                 raise
             time.sleep(1)
 

@@ -58,9 +58,8 @@ def profile(user_id: str, gender: str = "F", age: str = "30") -> Profile:
 
 
 def profiles(users: int = 6) -> Profiles:
-    return Profiles(
-        ("gender", "age"), {f"u{n}": profile(f"u{n}", "MF"[n % 2], str(20 + n)) for n in range(users)}
-    )
+    by_user = {f"u{n}": profile(f"u{n}", "MF"[n % 2], str(20 + n)) for n in range(users)}
+    return Profiles(("gender", "age"), by_user)
 
 
 def counts(users: int = 6, cut_s: int = 900) -> TrainingCounts:

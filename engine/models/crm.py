@@ -38,7 +38,7 @@ class CRMShape:
     text_dims: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)      # no slots: ZeRO stage 3 reads an output's `vars`
 class CRMTensors:
     """What one forward pass returns."""
 

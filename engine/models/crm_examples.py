@@ -102,9 +102,12 @@ def training_rows(
 
     `users` gives embedding rows. Nothing at or after the cut is read.
     """
+    codes = {
+        user_id: space.user_fields.encode_all([profiles.of(user_id).fields]) for user_id in slates
+    }
     parts = [
         build_rows(
-            space, users.get(user_id, 0), space.user_fields.encode_all([profiles.of(user_id).fields]),
+            space, users.get(user_id, 0), codes[user_id],
             histories[user_id].before(cut_s), np.concatenate(user.items),
             np.concatenate(user.row_history_lengths), np.concatenate(user.labels),
         )

@@ -10,8 +10,10 @@ gathers the events that a forward pass reads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.config import CRMConfig, SourceConfig
 from engine.data.catalogue import Catalogue
@@ -195,7 +197,7 @@ def build_rows(
 
 def join(parts: Sequence[CRMRows]) -> CRMRows:
     """Return the rows of several users (or partitions) as one; at least one part."""
-    merged = {
+    merged: dict[str, Any] = {
         field.name: np.concatenate(_pad_widths([getattr(part, field.name) for part in parts]))
         for field in fields(CRMRows)
     }
@@ -212,7 +214,7 @@ def join(parts: Sequence[CRMRows]) -> CRMRows:
     )
 
 
-def _pad_widths(arrays: Sequence[IntArray | FloatArray]) -> list[IntArray | FloatArray]:
+def _pad_widths(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """Return arrays of equal width: profile codes differ in their number."""
     if arrays[0].ndim != 2:
         return list(arrays)

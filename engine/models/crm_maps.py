@@ -9,6 +9,7 @@ Items keep their ids here, not catalogue indices: a later catalogue may number t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class CRMMaps:
     def rows_of(self, catalogue: Catalogue) -> IntArray:
         """Return the embedding row of each item index; 0 for one that training never saw."""
         rows = {item_id: row for row, item_id in enumerate(self.item_ids, start=1)}
-        return np.array([0, *(rows.get(item_id, 0) for item_id in catalogue.item_ids[1:])], np.int32)
+        found = [rows.get(item_id, 0) for item_id in catalogue.item_ids[1:]]
+        return np.array([0, *found], np.int32)
 
     def space(
         self, catalogue: Catalogue, vectors_IT: FloatArray, crm: CRMConfig, source: SourceConfig,
@@ -74,7 +76,8 @@ class CRMMaps:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON part."""
-        return {"user_fields": self.user_fields.to_json(), "item_fields": self.item_fields.to_json()}
+        fields = {"user_fields": self.user_fields, "item_fields": self.item_fields}
+        return {name: table.to_json() for name, table in fields.items()}
 
     def users_table(self) -> pa.Table:
         """Return the user ids in row order."""
@@ -103,5 +106,4 @@ def pack_texts(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray
 def unpack_texts(data: npt.NDArray[Any], offsets: npt.NDArray[Any]) -> list[str]:
     """Return what `pack_texts` packed."""
     whole = data.tobytes()
-    borders = offsets.tolist()
-    return [whole[start:end].decode() for start, end in zip(borders, borders[1:], strict=False)]
+    return [whole[start:end].decode() for start, end in pairwise(offsets.tolist())]

@@ -95,7 +95,8 @@ def mixed_linear(
 ) -> Tensor:
     """Return W x plus the mixed update."""
     base_BTO: Tensor = linear(x_BTI)
-    return base_BTO + bank(x_BTI, weights_BTN)
+    update_BTO: Tensor = bank(x_BTI, weights_BTN)
+    return base_BTO + update_BTO
 
 
 class GatedAttention(nn.Module):

@@ -67,7 +67,7 @@ def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.fl
         )}
         for item in range(1, len(catalogue))
     ]
-    rows.sort(key=lambda row: len(row["text"]))        # texts of a batch pad each other less
+    rows.sort(key=lambda row: len(str(row["text"])))        # texts of a batch pad each other less
     use_gpu = config.base_model.device.startswith("cuda")
     encoded = ray.data.from_items(rows).map_batches(
         _Encoder, fn_constructor_args=(config,), batch_size=config.item_text.batch_size,

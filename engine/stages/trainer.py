@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 Loop = Callable[[dict[str, Any], Session], None]
 
-FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "TORCH_EXTENSIONS_DIR")
+FORWARDED = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "TORCH_EXTENSIONS_DIR",
+)
 """Driver's variables that workers need too; credentials belong to the nodes' own environment."""
 
 
@@ -76,7 +78,7 @@ def fit(
             num_workers=num_workers, use_gpu=use_gpu,
             resources_per_worker={"CPU": threads_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(      # type: ignore[call-arg]    # mypy reads the old RunConfig
             name=name, storage_path=path, storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -113,7 +115,7 @@ def _warn_of_missing_cpus(needed: int) -> None:
         return
     present = ray.cluster_resources().get("CPU", 0)
     if present < needed:
-        log.warning("training needs %d CPUs, the cluster has %g: waiting for nodes", needed, present)
+        log.warning("training needs %d CPUs, the cluster has %g: it waits", needed, present)
 
 
 def _uri_of(storage: str, path: str) -> str:

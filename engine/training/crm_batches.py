@@ -6,11 +6,13 @@ lanes of its own rank. The order within a lane comes from (seed, epoch, lane) al
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.models.crm_features import RESIDUALS, ROW_DENSE, USER_DENSE, CRMBatch, CRMRows, join
-from engine.types import FloatArray, IntArray
+from engine.types import IntArray
 
 FILES_AT_A_TIME = 4
 """Files of a lane that are mixed with each other, and held in memory."""
@@ -81,7 +83,7 @@ class LaneReader:
 def merge_batches(parts: Sequence[CRMBatch]) -> CRMBatch:
     """Return several batches as one; ragged widths are padded with zeros."""
     shifts = np.cumsum([0, *(len(part.users_R) for part in parts[:-1])])
-    merged = {}
+    merged: dict[str, Any] = {}
     for field in fields(CRMBatch):
         arrays = [getattr(part, field.name) for part in parts]
         if field.name == "requests_B":
@@ -90,7 +92,7 @@ def merge_batches(parts: Sequence[CRMBatch]) -> CRMBatch:
     return CRMBatch(**merged)
 
 
-def _pad(arrays: Sequence[IntArray | FloatArray]) -> list[IntArray | FloatArray]:
+def _pad(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     if arrays[0].ndim < 2:
         return list(arrays)
     width = max(array.shape[1] for array in arrays)

@@ -67,7 +67,8 @@ class Negatives:
     def draw(self, count: int, seed: int, step: int) -> IntArray:
         """Return items, the same on every process."""
         points = np.random.default_rng([seed, 7, step]).random(count)
-        return self.items_N[np.searchsorted(self.cumulative_N, points).clip(0, len(self.items_N) - 1)]
+        places = np.searchsorted(self.cumulative_N, points).clip(0, len(self.items_N) - 1)
+        return np.asarray(self.items_N[places])
 
 
 def crm_loop(settings: dict[str, Any], session: Session) -> None:
@@ -184,7 +185,7 @@ def _step_seed(seed: int, step: int, world_rank: int) -> int:
 def parameter_groups(model: CRM, config: CRMConfig) -> list[ParameterGroup]:
     """Return the embedding tables (their own weight decay) and everything else."""
     tables = [model.user_ids, model.user_codes, model.item_ids, model.item_codes]
-    embeddings = [table.weight for table in tables]
+    embeddings = [parameter for table in tables for parameter in table.parameters()]
     ours = {id(parameter) for parameter in embeddings}
     others = [parameter for parameter in model.parameters() if id(parameter) not in ours]
     rate = config.learning_rate

@@ -106,7 +106,7 @@ def reference(ray_local: object, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_two_workers_give_the_losses_of_one(
     reference: str, tmp_path: Path, zero_stage: int
 ) -> None:
@@ -122,7 +122,7 @@ def test_two_workers_give_the_losses_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("zero_stage", [2])
 def test_a_killed_worker_resumes_as_if_uninterrupted(
     reference: str, tmp_path: Path, zero_stage: int
 ) -> None:

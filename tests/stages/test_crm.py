@@ -1,0 +1,227 @@
+"""The CRM through Ray: no leak over the cut, world sizes, kill -9, scores equal to the scorer's."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.data.catalogue import Catalogue
+from engine.data.profiles import Profiles
+from engine.data.schema import histories_of
+from engine.data.splits import read_timeline
+from engine.errors import ConfigError
+from engine.models.crm_scorer import CRMScorer
+from engine.stages.crm import make_examples, read_maps, score_crm, train_crm
+from engine.stages.histories import build_histories
+from engine.stages.interactions import import_data
+from engine.stages.slates import build_slates
+from engine.stages.trainer import fit
+from engine.training.crm_loop import crm_loop, example_uri, read_rows
+from engine.training.session import Session
+from engine.types import Window
+from tests.generated import write_recbole
+
+TINY = {
+    "embedding_dim": 4, "state_dim": 6, "hidden_dims": [8, 5], "max_behaviors": 5,
+    "max_recent": 6, "batch_size": 32, "lanes": 2, "epochs": 1, "checkpoint_every": 10,
+    "threads_per_worker": 1, "retrieval_negatives": 8, "max_failures": 0,
+}
+
+
+class World:
+    """Artifacts of a generated source; item vectors are random, so no base model is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = str(folder / "run")
+        self.source = str(write_recbole(folder / "source"))
+        config = self.config()
+        self.histories = build_histories(self.run, config, import_data(self.run, config))
+        self.slates = build_slates(self.run, config, self.histories)
+        self.catalogue = Catalogue.from_table(
+            storage.read_table(self.histories.path("items.parquet")), config.source.item_fields
+        )
+        vectors = np.random.default_rng(1).normal(size=(len(self.catalogue), 6))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors[0] = 0
+        self.vectors = vectors.astype(np.float32)
+        text = storage.join(self.run, "item_text-fixed")
+        storage.write_tensors(
+            storage.join(text, "vectors.safetensors"), {"vectors": self.vectors}
+        )
+        self.item_text = Artifact("item_text", "fixed", text, {})
+
+    def config(self, **crm: Any) -> EngineConfig:
+        return EngineConfig.model_validate({
+            "source": {"path": self.source}, "histories": {"num_partitions": 3},
+            "crm": {**TINY, **crm},
+        })
+
+    def inputs(self) -> tuple[Artifact, Artifact, Artifact]:
+        return self.histories, self.slates, self.item_text
+
+    def loop_settings(self, config: EngineConfig) -> dict[str, Any]:
+        examples = make_examples(self.run, config, *self.inputs(), windows=(Window.CRM,))
+        return {
+            "crm": config.crm.settings(), "shape": examples.facts["shape"],
+            "examples": examples.uri, "row_counts": examples.facts["row_counts"], "seed": 17,
+        }
+
+
+@pytest.fixture(scope="module")
+def world(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("crm"))
+
+
+@pytest.fixture(scope="module")
+def crm(world: World) -> Artifact:
+    return train_crm(world.run, world.config(), *world.inputs())
+
+
+def weights_of(folder: str, name: str) -> storage.Tensors:
+    return storage.read_tensors(storage.join(folder, name))
+
+
+def killed_loop(settings: dict[str, Any], session: Session) -> None:
+    """The CRM's loop; its process is killed once, after its first checkpoint."""
+    crm_loop({key: value for key, value in settings.items() if key != "flag"},
+             _Killer(session, Path(settings["flag"])))
+
+
+class _Killer:
+    def __init__(self, session: Session, flag: Path) -> None:
+        self.world_rank, self.world_size = session.world_rank, session.world_size
+        self.resume_folder = session.resume_folder
+        self._session, self._flag = session, flag
+
+    def report(self, metrics: dict[str, float], folder: Path | None, name: str | None) -> None:
+        self._session.report(metrics, folder, name)
+        if not self._flag.exists():
+            self._flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_examples_hold_nothing_from_the_cut_on(world: World) -> None:
+    examples = make_examples(world.run, world.config(), *world.inputs(), windows=(Window.CRM,))
+    cut_s = read_timeline(world.histories.path("timeline.json")).t0_s
+    assert examples.facts["cut_s"] == cut_s
+    events, users, rows = np.zeros(len(world.catalogue)), set(), 0
+    for partition in range(3):
+        table = storage.read_table(world.histories.path(f"histories/part-{partition:05d}.parquet"))
+        before = 0
+        for user_id, history in histories_of(table).items():
+            past = history.before(cut_s)
+            np.add.at(events, past.items, 1)
+            before += len(past)
+            users |= {user_id} if len(past) else set()
+        kept = read_rows(example_uri(examples.uri, partition))
+        assert len(kept.event_items_E) == before
+        assert len(kept) == before                                  # one row for each rated event
+        rows += len(kept)
+    maps = read_maps(examples.uri)
+    assert set(maps.user_ids) == users
+    known = [world.catalogue.index_of(item_id) for item_id in maps.item_ids]
+    np.testing.assert_array_equal(maps.counts_K3[1:, 0], events[known])
+    assert events.sum() == rows == examples.facts["rows"]
+
+
+def test_the_whole_training_window_reaches_to_t1(world: World) -> None:
+    windows = (Window.CRM, Window.BANK)
+    examples = make_examples(world.run, world.config(), *world.inputs(), windows=windows)
+    timeline = read_timeline(world.histories.path("timeline.json"))
+    assert examples.facts["cut_s"] == timeline.t1_s
+    facts = world.histories.facts["windows"]
+    assert examples.facts["rows"] == facts["crm"] + facts["bank"]
+
+
+def test_other_windows_are_refused(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"\(CRM,\) or \(CRM, BANK\)"):
+        train_crm(world.run, world.config(), *world.inputs(), windows=(Window.TEST,))
+
+
+def test_more_lanes_than_partitions_are_refused(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"crm.lanes 4 .*num_partitions is 3"):
+        train_crm(world.run, world.config(lanes=4), *world.inputs())
+
+
+def test_scores_are_those_of_the_scorer_that_serves(world: World, crm: Artifact) -> None:
+    config = world.config()
+    scores = score_crm(world.run, config, *world.inputs(), crm)
+    scorer = CRMScorer.load(crm.uri, world.catalogue, world.vectors)
+    profiles = Profiles.from_table(
+        storage.read_table(world.histories.path("users.parquet")), config.source.user_fields
+    )
+    seen, windows = 0, set()
+    for partition in range(3):
+        part = f"part-{partition:05d}.parquet"
+        histories = histories_of(storage.read_table(world.histories.path("histories", part)))
+        slates = {row["slate_id"]: row for row in
+                  storage.read_table(world.slates.path("slates", part)).to_pylist()}
+        found = storage.read_table(scores.path("scores", part)).to_pylist()
+        assert {row["slate_id"] for row in found} == {
+            slate_id for slate_id, slate in slates.items() if slate["window"] != Window.CRM
+        }
+        for row in found[::5]:
+            slate, history = slates[row["slate_id"]], histories[row["user_id"]]
+            profile, items = profiles.of(row["user_id"]), np.array(slate["items"])
+            output = scorer.score([history.head(slate["history_length"])], [profile], [items])[0]
+            close = {"rtol": 1e-4, "atol": 1e-5}
+            np.testing.assert_allclose(row["logits"], output.logits_M, **close)
+            np.testing.assert_allclose(row["user_state"], output.user_state_D, **close)
+            np.testing.assert_allclose(
+                np.reshape(row["target_states"], output.target_states_MD.shape),
+                output.target_states_MD, **close,
+            )
+            for item, length, logit in zip(
+                items, slate["row_history_lengths"], row["row_logits"], strict=True
+            ):
+                alone = scorer.score([history.head(length)], [profile], [np.array([item])])[0]
+                np.testing.assert_allclose(logit, alone.logits_M[0], **close)
+            seen, windows = seen + 1, windows | {row["window"]}
+    assert seen > 5
+    assert windows == {Window.BANK, Window.VALIDATION, Window.TEST}
+
+
+def test_another_seed_is_another_model_on_the_same_examples(world: World, crm: Artifact) -> None:
+    other = train_crm(world.run, world.config(), *world.inputs(), seed=99)
+    assert other.uri != crm.uri
+    assert other.manifest()["inputs"] == crm.manifest()["inputs"]
+    assert train_crm(world.run, world.config(), *world.inputs()).uri == crm.uri
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_losses_of_one(world: World) -> None:
+    exact = {"dropout": 0.0, "id_dropout": 0.0, "epochs": 2}
+    one = train_crm(world.run, world.config(**exact), *world.inputs())
+    two = train_crm(
+        world.run, world.config(**exact, num_workers=2, zero_stage=3), *world.inputs()
+    )
+    losses = [np.array(storage.read_json(crm.path("curve.json"))) for crm in (one, two)]
+    assert len(losses[0])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    expected = weights_of(one.uri, "crm.safetensors")
+    for name, weight in weights_of(two.uri, "crm.safetensors").items():
+        np.testing.assert_allclose(weight, expected[name], rtol=1e-2, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_resumes_as_if_uninterrupted(
+    world: World, crm: Artifact, tmp_path: Path
+) -> None:
+    config = world.config()
+    flag = tmp_path / "killed"
+    checkpoint = fit(
+        killed_loop, {**world.loop_settings(config), "flag": str(flag)}, storage=str(tmp_path),
+        name="killed", num_workers=1, threads_per_worker=1, use_gpu=False, max_failures=1,
+    )
+    assert flag.exists()
+    expected = weights_of(crm.uri, "crm.safetensors")
+    for name, weight in weights_of(checkpoint, "weights.safetensors").items():
+        np.testing.assert_allclose(
+            weight, expected[f"weights.{name}"], rtol=1e-5, atol=1e-6, err_msg=name
+        )
