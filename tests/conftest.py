@@ -6,10 +6,13 @@ The environment is set here, before anything imports ray, and is inherited by ev
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +97,23 @@ def root(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue("s3_root"))
 
 
+@contextmanager
+def _own_agent_port() -> Iterator[None]:
+    """Start the next Ray with a free port for its agent; `ray.init` cannot say it.
+
+    The default, 52365, belongs to any other Ray of this machine, and jobs go through the agent.
+    """
+    from ray._private import parameter
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        own = partial(parameter.RayParams, dashboard_agent_listen_port=port)
+        patch.setattr(parameter, "RayParams", own)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_local(s3_endpoint: str) -> Iterator[str]:
     """Run one local Ray (4 CPUs) for the whole session; return its dashboard's URL.
@@ -103,10 +123,11 @@ def ray_local(s3_endpoint: str) -> Iterator[str]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="ll", dir="/tmp")          # socket paths are limited
-    context = ray.init(
-        address="local", num_cpus=4, num_gpus=0, object_store_memory=200 * 2**20,
-        include_dashboard=True, dashboard_port=0, log_to_driver=False, _temp_dir=folder,
-    )
+    with _own_agent_port():
+        context = ray.init(
+            address="local", num_cpus=4, num_gpus=0, object_store_memory=200 * 2**20,
+            include_dashboard=True, dashboard_port=0, log_to_driver=False, _temp_dir=folder,
+        )
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ each and then gathered.
 """
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,8 @@ class CRMShape:
     text_dims: int
 
 
-@dataclass(frozen=True)      # no slots: ZeRO stage 3 reads an output's `vars`
-class CRMTensors:
-    """What one forward pass returns."""
+class CRMTensors(NamedTuple):
+    """What one forward pass returns; a tuple, because ZeRO stage 3 hooks no other structure."""
 
     logits_B: Tensor
     target_states_BH: Tensor

@@ -47,7 +47,7 @@ def tiny_settings(folder: Path, source: str, base: dict[str, Any]) -> dict[str, 
 def tiny_run(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return (config, outcome) of a run on generated data."""
     folder = tmp_path_factory.mktemp("tiny")
-    source = write_recbole(folder / "data", users=40, items=60, events=1500, seed=1)
+    source = write_recbole(folder / "data", users=40, items=60, events=1000, seed=1)
     base = tiny_base(folder / "base").settings()
     config = load_config(str(write_config(folder, tiny_settings(folder, str(source), base))))
     return config, train_reclora.run(config)

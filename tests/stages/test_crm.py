@@ -201,11 +201,18 @@ def test_two_workers_give_the_losses_of_one(world: World) -> None:
     two = train_crm(
         world.run, world.config(**exact, num_workers=2, zero_stage=3), *world.inputs()
     )
-    losses = [np.array(storage.read_json(crm.path("curve.json"))) for crm in (one, two)]
-    assert len(losses[0])
+    losses = [
+        [(point["loss"], point["retrieval_loss"]) for point in storage.read_json(
+            crm.path("curve.json")
+        )]
+        for crm in (one, two)
+    ]
+    assert losses[0]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     expected = weights_of(one.uri, "crm.safetensors")
     for name, weight in weights_of(two.uri, "crm.safetensors").items():
+        if name == "weights.retrieval_item.bias":       # adds one number to all of a user's scores:
+            continue                                    # its gradient is rounding alone
         np.testing.assert_allclose(weight, expected[name], rtol=1e-2, atol=1e-3, err_msg=name)
 
 
