@@ -70,6 +70,7 @@ def run(config: EngineConfig) -> Outcome:
     from engine.stages.prompts import build_prompts
     from engine.stages.release import Parts, publish_release
     from engine.stages.report import write_report
+    from engine.stages.retrieval import measure_recall
     from engine.stages.scores import score_prompts
     from engine.stages.slates import build_slates
     from jobs.start import configure_logging, start_ray
@@ -85,13 +86,16 @@ def run(config: EngineConfig) -> Outcome:
     item_text = embed_items(root, config, histories)
     crm = train_crm(root, config, histories, slates, item_text)
     crm_scores = score_crm(root, config, histories, slates, item_text, crm)
+    recall = measure_recall(root, config, histories, slates, item_text, crm, popularity)
     prompts = build_prompts(root, config, histories, slates, item_text)
     bank = train_adapters(root, config, prompts, crm, crm_scores)
     scores = score_prompts(root, config, slates, prompts, crm_scores, bank, popularity)
     fusion = fit_fusion(root, config, scores)
     seeds = train_crm_seeds(root, config, histories, slates, item_text)
     evaluation = evaluate(
-        root, config, scores, fusion, recall=crm.facts.get("recall"), crm_seeds=seeds
+        root, config, scores, fusion,
+        recall={name: recall.facts[name] for name in ("crm", "popularity")},
+        crm_seeds=seeds,
     )
     parts = Parts(histories, item_text, crm, bank, popularity, fusion, evaluation)
     release_id = publish_release(config, parts)

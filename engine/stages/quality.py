@@ -36,6 +36,8 @@ def quality_lines(report: Mapping[str, Any], targets: TargetsConfig) -> list[Qua
             _at_least(f"CRM on the whole training window, test AUC, {source}", value,
                       targets.crm_full_auc)
         )
+    if report["recall"]:
+        lines.append(_recall_line(report["recall"]))
     sample = find_table(report, "test", "sample")
     if targets.llm_auc is not None:
         value = _value(sample, "models", "llm", "auc")
@@ -100,6 +102,14 @@ def _value(table: Mapping[str, Any], *path: str) -> float | None:
     for key in path:
         node = (node or {}).get(key)
     return None if node is None else float(node["value"])
+
+
+def _recall_line(recall: Mapping[str, float]) -> QualityLine:
+    """Retrieval must find more of the test positives than popularity does."""
+    return QualityLine(
+        "retrieval Recall@200 on test", f"above popularity's {recall['popularity']:.4f}",
+        f"{recall['crm']:.4f}", recall["crm"] > recall["popularity"],
+    )
 
 
 def _at_least(name: str, value: float | None, target: float) -> QualityLine:

@@ -1,0 +1,83 @@
+"""CRM retrieval head -> Recall@200 on the test window, beside popularity's (Ray Data).
+
+Each positive of a slate that is new to the user counts once: is it among the 200 best of the items
+that the user has not had, by the user state before the slate? Cost: one product of the item vectors
+for each test slate.
+"""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from engine import artifacts, storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.data.schema import part_name
+from engine.models.crm_scorer import CRMScorer
+from engine.stages.crm import CRMInputs
+from engine.stages.partitions import map_partitions
+from engine.types import FloatArray, IntArray, Window
+
+TOP = 200
+
+
+def measure_recall(
+    run: str,
+    config: EngineConfig,
+    histories: Artifact,
+    slates: Artifact,
+    item_text: Artifact,
+    crm: Artifact,
+    popularity: Artifact,
+) -> Artifact:
+    """Return the artifact "retrieval"; its facts are positives and the recall of both rankings."""
+    inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
+
+    def write(uri: str) -> dict[str, Any]:
+        count = partial(_count, inputs=inputs, crm=crm.uri, popularity=popularity.uri)
+        total: Counter[str] = sum(map_partitions(count, inputs.partitions()), Counter())
+        positives = total["positives"]
+        facts = {
+            "positives": positives, "top": TOP,
+            **{name: total[name] / max(1, positives) for name in ("crm", "popularity")},
+        }
+        storage.write_json(storage.join(uri, "recall.json"), facts)
+        return facts
+
+    sources = [histories, slates, item_text, crm, popularity]
+    return artifacts.make(run, "retrieval", {"top": TOP}, sources, write)
+
+
+def _count(partition: int, inputs: CRMInputs, crm: str, popularity: str) -> Counter[str]:
+    """Return the positives of one partition's test slates and how many each ranking finds."""
+    scorer = CRMScorer.load(crm, inputs.catalogue(), inputs.vectors())
+    vectors_ID = scorer.item_vectors()
+    uri = storage.join(popularity, "popularity.safetensors")
+    popular_I = storage.read_tensors(uri)["positives"].astype(np.float64)
+    profiles, histories = inputs.profiles(), inputs.histories_at(partition)
+    slates = storage.read_table(storage.join(inputs.slates, part_name("slates", partition)))
+    found = Counter[str]()
+    for row in slates.to_pylist():
+        if row["window"] != Window.TEST:
+            continue
+        history = histories[row["user_id"]].head(row["history_length"])
+        liked = {item for item, label in zip(row["items"], row["labels"], strict=True) if label}
+        wanted = np.array(sorted(liked - set(history.items.tolist())), np.int64)
+        if len(wanted) == 0:
+            continue
+        state_D = scorer.retrieval_states([history], [profiles.of(row["user_id"])])[0]
+        found["positives"] += len(wanted)
+        found["crm"] += hits(vectors_ID @ state_D, history.items, wanted)
+        found["popularity"] += hits(popular_I, history.items, wanted)
+    return found
+
+
+def hits(scores_I: FloatArray, seen: IntArray, wanted: IntArray, top: int = TOP) -> int:
+    """Return how many of `wanted` are among the best unseen items; ties go to the lower index."""
+    admissible = np.array(scores_I, np.float64)
+    admissible[0] = -np.inf
+    admissible[seen] = -np.inf
+    best = np.argsort(-admissible, kind="stable")[:top]
+    return int(np.isin(wanted, best).sum())
