@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from engine import storage as uris
 from engine.errors import ArtifactError
+from engine.stages.progress import ProgressWriter, logged_progress
 from engine.training.session import Session
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,13 @@ FORWARDED = (
 class RaySession:
     """The session of one Ray Train worker."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, progress: str) -> None:
+        """`progress`: URI of the file that tells the driver how far the training is."""
         context = ray.train.get_context()
         self.world_rank = int(context.get_world_rank())
         self.world_size = int(context.get_world_size())
         self._stack = stack
+        self._write_progress = ProgressWriter(progress)
 
     def resume_folder(self) -> Path | None:
         """Return the last checkpoint; one in an object store is fetched."""
@@ -48,6 +51,11 @@ class RaySession:
         """Pass metrics and checkpoint to the controller, which records them."""
         checkpoint = None if folder is None else Checkpoint.from_directory(str(folder))
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    def progress(self, done: int, total: int) -> None:
+        """Let the driver log how many of all steps are done."""
+        if self.world_rank == 0:
+            self._write_progress(done, total)
 
 
 def fit(
@@ -70,8 +78,9 @@ def fit(
     _warn_of_missing_cpus(num_workers * threads_per_worker)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"      # relative paths mean the same in every worker
     fs, path = uris.filesystem(storage)
+    progress = uris.join(storage, f"{name}-progress.json")
     trainer = TorchTrainer(
-        partial(_run_worker, loop, threads_per_worker),
+        partial(_run_worker, loop, threads_per_worker, progress),
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -85,17 +94,18 @@ def fit(
             worker_runtime_env={"env_vars": _worker_environment(threads_per_worker, use_gpu)},
         ),
     )
-    result = trainer.fit()
+    with logged_progress(progress, name):
+        result = trainer.fit()
     if result.checkpoint is None:
         raise ArtifactError(f"training {name!r} ended without a checkpoint in {storage}")
     return _uri_of(storage, result.checkpoint.path)
 
 
-def _run_worker(loop: Loop, threads: int, settings: dict[str, Any]) -> None:
+def _run_worker(loop: Loop, threads: int, progress: str, settings: dict[str, Any]) -> None:
     """Run the loop in a worker process."""
     torch.set_num_threads(threads)
     with ExitStack() as stack:
-        loop(settings, RaySession(stack))
+        loop(settings, RaySession(stack, progress))
 
 
 def _worker_environment(threads: int, use_gpu: bool) -> dict[str, str]:

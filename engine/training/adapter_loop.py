@@ -70,6 +70,7 @@ def adapter_loop(settings: dict[str, Any], session: Session) -> None:
         num_labels = sum(len(examples[index].labels) for index in plan.indices(step))
         curve.append({"step": step, **train_step(engine, chosen, num_labels, session, config)})
         done = step + 1
+        session.progress(done, plan.num_steps)
         if done % config.adapters.checkpoint_every == 0 or done == plan.num_steps:
             report(engine, config, inputs, session, done, curve)
 

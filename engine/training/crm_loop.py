@@ -80,6 +80,7 @@ def crm_loop(settings: dict[str, Any], session: Session) -> None:
     first = trainer.resume(session.resume_folder())
     for number, (batch, counted) in enumerate(_batches(loop, plan, session, steps[first:]), first):
         trainer.step(number, batch, counted)
+        session.progress(number + 1, len(steps))
         if (number + 1) % loop.crm.checkpoint_every == 0 or number + 1 == len(steps):
             trainer.save(number + 1)
 

@@ -34,6 +34,9 @@ class Session(Protocol):
         folder; the folder given may be deleted afterwards.
         """
 
+    def progress(self, done: int, total: int) -> None:
+        """Tell how many of all steps are done; cheap, called after every step."""
+
 
 class LocalSession:
     """A session of one process that keeps its checkpoints in a folder: trials and tests.
@@ -62,6 +65,9 @@ class LocalSession:
         draft = self.folder / ".last"
         draft.write_text(name)
         os.replace(draft, self.folder / "last")
+
+    def progress(self, done: int, total: int) -> None:
+        """Say nothing."""
 
 
 def global_sum(value: float) -> float:

@@ -96,7 +96,7 @@ def killed_loop(settings: dict[str, Any], session: Session) -> None:
 class _Killer:
     def __init__(self, session: Session, flag: Path) -> None:
         self.world_rank, self.world_size = session.world_rank, session.world_size
-        self.resume_folder = session.resume_folder
+        self.resume_folder, self.progress = session.resume_folder, session.progress
         self._session, self._flag = session, flag
 
     def report(self, metrics: dict[str, float], folder: Path | None, name: str | None) -> None:

@@ -152,8 +152,8 @@ def test_a_line_that_was_not_measured_is_missed():
 
 def test_retrieval_must_find_more_than_popularity(report):
     worse = {**report, "recall": {"crm": 0.3, "popularity": 0.3}}
-    lines = [quality_lines(each, TARGETS) for each in (report, worse)]
-    assert [line.passed for each in lines for line in each if "Recall" in line.name] == [True, False]
+    lines = [*quality_lines(report, TARGETS), *quality_lines(worse, TARGETS)]
+    assert [line.passed for line in lines if "Recall" in line.name] == [True, False]
 
 
 def test_a_fused_score_surely_below_the_crm_is_missed(report):

@@ -142,6 +142,9 @@ class DyingSession:
         self.session, self.flag = session, flag
         self.world_rank, self.world_size = session.world_rank, session.world_size
 
+    def progress(self, done: int, total: int) -> None:
+        self.session.progress(done, total)
+
     def resume_folder(self) -> Path | None:
         return self.session.resume_folder()
 
