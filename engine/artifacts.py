@@ -102,7 +102,7 @@ def make(
     deleted), and returns the facts to record.
     """
     key = artifact_key(kind, settings, inputs)
-    uri = storage.join(run, f"{kind}-{key}")
+    uri = storage.join(storage.absolute(run), f"{kind}-{key}")      # one place for every process
     if storage.exists(storage.join(uri, MANIFEST)):
         log.info("%s: reusing %s", kind, uri)
         return open_artifact(uri)

@@ -98,7 +98,7 @@ def train_crm(
     chosen = config.run.seed if seed is None else seed
     settings = {"crm": config.crm.settings(), "seed": chosen}
     write = partial(_train, run=run, config=config, examples=examples, seed=chosen)
-    return artifacts.make(storage.absolute(run), "crm", settings, [examples], write)
+    return artifacts.make(run, "crm", settings, [examples], write)
 
 
 def make_examples(
@@ -118,7 +118,7 @@ def make_examples(
     inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
     write = partial(_write_examples, inputs=inputs, windows=windows)
     sources = [histories, slates, item_text]
-    return artifacts.make(storage.absolute(run), "crm_examples", settings, sources, write)
+    return artifacts.make(run, "crm_examples", settings, sources, write)
 
 
 def _write_examples(
@@ -260,7 +260,7 @@ def score_crm(
     inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
     write = partial(_write_scores, inputs=inputs, crm=crm.uri)
     sources = [histories, slates, item_text, crm]
-    return artifacts.make(storage.absolute(run), "crm_scores", {}, sources, write)
+    return artifacts.make(run, "crm_scores", {}, sources, write)
 
 
 def _write_scores(uri: str, *, inputs: CRMInputs, crm: str) -> dict[str, Any]:

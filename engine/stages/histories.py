@@ -23,7 +23,7 @@ def build_histories(run: str, config: EngineConfig, interactions: Artifact) -> A
     """Return the artifact "histories"; raises DataError if a window of the timeline is empty."""
     write = partial(_write, config=config, interactions=interactions)
     settings = {"split": config.split.settings()}
-    return artifacts.make(storage.absolute(run), "histories", settings, [interactions], write)
+    return artifacts.make(run, "histories", settings, [interactions], write)
 
 
 def _write(uri: str, *, config: EngineConfig, interactions: Artifact) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def import_data(run: str, config: EngineConfig) -> Artifact:
     for name in ("path", "chunk_rows"):     # neither changes the output
         del settings[name]
     write = partial(_write, config=config, layout=layout)
-    return artifacts.make(storage.absolute(run), "interactions", settings, [], write)
+    return artifacts.make(run, "interactions", settings, [], write)
 
 
 def _write(uri: str, *, config: EngineConfig, layout: Layout) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def embed_items(run: str, config: EngineConfig, histories: Artifact) -> Artifact
         "item_text": config.item_text.settings(), "item_fields": list(config.source.item_fields),
         **_encoder_identity(config),
     }
-    return artifacts.make(storage.absolute(run), "item_text", settings, [histories], write)
+    return artifacts.make(run, "item_text", settings, [histories], write)
 
 
 def _encoder_identity(config: EngineConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from engine.data.sampling import Offer, reach_rows, sample_key, smallest, within
 from engine.data.schema import PROMPTS, histories_of, part_name
 from engine.models.base import base_model_digest, load_tokenizer
 from engine.prompts.template import PromptBuilder
+from engine.stages.items import VECTORS
 from engine.stages.partitions import map_partitions
 from engine.types import Window
 
@@ -157,6 +158,6 @@ def make_builder(config: EngineConfig, histories: Artifact, item_text: Artifact)
     catalogue = Catalogue.from_table(
         storage.read_table(histories.path("items.parquet")), config.source.item_fields
     )
-    vectors = storage.read_tensors(item_text.path("vectors.safetensors"))["vectors"]
+    vectors = storage.read_tensors(item_text.path(VECTORS))["vectors"]
     tokenizer = load_tokenizer(config.base_model)
     return PromptBuilder(config.prompt, config.source, tokenizer, catalogue, vectors)

@@ -14,7 +14,9 @@ from engine.config import EngineConfig
 from engine.data.splits import read_timeline
 from engine.errors import ReleaseError
 from engine.models.base import base_model_digest
+from engine.models.popularity import FILE as POPULARITY
 from engine.releases.registry import Registry
+from engine.stages.items import VECTORS
 from engine.stages.prompts import make_builder
 
 
@@ -57,9 +59,9 @@ def release_files(parts: Parts) -> dict[str, str]:
     files = {
         "catalogue.parquet": parts.histories.path("items.parquet"),
         "users.parquet": parts.histories.path("users.parquet"),
-        "item_text.safetensors": parts.item_text.path("vectors.safetensors"),
+        "item_text.safetensors": parts.item_text.path(VECTORS),
         "fusion.json": parts.fusion.path("fusion.json"),
-        "popularity.safetensors": parts.popularity.path("popularity.safetensors"),
+        "popularity.safetensors": parts.popularity.path(POPULARITY),
         "metrics.json": parts.evaluation.path("report.json"),
     }
     for name in ("crm.safetensors", "crm.json", "users.parquet"):

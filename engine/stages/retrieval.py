@@ -16,6 +16,8 @@ from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.schema import part_name
 from engine.models.crm_scorer import CRMScorer
+from engine.models.popularity import FILE as POPULARITY
+from engine.models.popularity import Popularity
 from engine.stages.crm import CRMInputs
 from engine.stages.partitions import map_partitions
 from engine.types import FloatArray, IntArray, Window
@@ -54,8 +56,7 @@ def _count(partition: int, inputs: CRMInputs, crm: str, popularity: str) -> Coun
     """Return the positives of one partition's test slates and how many each ranking finds."""
     scorer = CRMScorer.load(crm, inputs.catalogue(), inputs.vectors())
     vectors_ID = scorer.item_vectors()
-    uri = storage.join(popularity, "popularity.safetensors")
-    popular_I = storage.read_tensors(uri)["positives"].astype(np.float64)
+    popular_I = Popularity.load(storage.join(popularity, POPULARITY)).positives.astype(np.float64)
     profiles, histories = inputs.profiles(), inputs.histories_at(partition)
     slates = storage.read_table(storage.join(inputs.slates, part_name("slates", partition)))
     found = Counter[str]()

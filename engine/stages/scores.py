@@ -22,6 +22,8 @@ from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.data.schema import SCORES, part_name
 from engine.models.personalized import PersonalizedLLM
+from engine.models.popularity import FILE as POPULARITY
+from engine.models.popularity import Popularity
 from engine.stages.partitions import map_partitions
 from engine.training.adapter_examples import AdapterExample, read_examples
 from engine.types import CRMOutput, FloatArray, Window
@@ -70,7 +72,7 @@ def _write(
     _write_gates(folder, examples, gates)
     joined = partial(
         _write_partition, folder=folder, slates=slates, crm_scores=crm_scores, scored=scored,
-        popularity=storage.read_tensors(popularity.path("popularity.safetensors"))["scores"],
+        popularity=Popularity.load(popularity.path(POPULARITY)).scores,
     )
     counts = map_partitions(joined, partitions)
     return {"rows": sum(counts), "llm_rows": len(scored)}

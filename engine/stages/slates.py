@@ -25,7 +25,7 @@ def build_slates(run: str, config: EngineConfig, histories: Artifact) -> Artifac
     if config.source.label.kind == "implicit":
         settings["seed"] = config.run.seed
     write = partial(_write, config=config, histories=histories)
-    return artifacts.make(storage.absolute(run), "slates", settings, [histories], write)
+    return artifacts.make(run, "slates", settings, [histories], write)
 
 
 def _write(uri: str, *, config: EngineConfig, histories: Artifact) -> dict[str, Any]:
