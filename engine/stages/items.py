@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+import torch
 
 from engine import artifacts, storage
 from engine.artifacts import Artifact
@@ -71,8 +72,8 @@ def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.fl
     use_gpu = config.base_model.device.startswith("cuda")
     encoded = ray.data.from_items(rows).map_batches(
         _Encoder, fn_constructor_args=(config,), batch_size=config.item_text.batch_size,
-        batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1,
-        num_gpus=1 if use_gpu else 0,
+        batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=config.adapters.threads_per_worker, num_gpus=1 if use_gpu else 0,
     )
     by_item = {int(row["item"]): row["raw"] for row in encoded.take_all()}
     return np.stack([by_item[item] for item in range(1, len(catalogue))])
@@ -82,6 +83,7 @@ class _Encoder:
     """Actor: holds the encoder."""
 
     def __init__(self, config: EngineConfig) -> None:
+        torch.set_num_threads(config.adapters.threads_per_worker)
         self._encoder = load_encoder(config.item_text, config.base_model)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -1,4 +1,4 @@
-"""How far a training is: a small file that worker 0 writes and the driver reads and logs."""
+"""How far a long stage is: a small file that one worker writes and the driver reads and logs."""
 
 import logging
 import threading

@@ -25,6 +25,7 @@ from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import FILE as POPULARITY
 from engine.models.popularity import Popularity
 from engine.stages.partitions import map_partitions
+from engine.stages.progress import ProgressWriter, logged_progress
 from engine.training.adapter_examples import AdapterExample, read_examples
 from engine.types import CRMOutput, FloatArray, Window
 
@@ -68,7 +69,9 @@ def _write(
         (Window.VALIDATION, Window.TEST),
     )
     donors = derange(examples, config.run.seed)
-    scored, gates = score_examples(config, bank.uri, examples, donors)
+    progress = f"{folder}-progress.json"
+    with logged_progress(progress, "scores"):
+        scored, gates = score_examples(config, bank.uri, examples, donors, progress)
     _write_gates(folder, examples, gates)
     joined = partial(
         _write_partition, folder=folder, slates=slates, crm_scores=crm_scores, scored=scored,
@@ -114,12 +117,19 @@ class PromptScorer:
     """A Ray Data actor that holds the language model and the sample."""
 
     def __init__(
-        self, config: EngineConfig, bank: str, examples: ray.ObjectRef[Any], donors: Sequence[int]
+        self,
+        config: EngineConfig,
+        bank: str,
+        examples: ray.ObjectRef[Any],
+        donors: Sequence[int],
+        progress: str,
     ) -> None:
         torch.set_num_threads(config.adapters.threads_per_worker)
         self.model = PersonalizedLLM.load(config.base_model, bank)
         self.examples: list[AdapterExample] = ray.get(examples)
         self.donors = donors
+        self.done = 0
+        self.write_progress = ProgressWriter(progress)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score the examples with these numbers."""
@@ -131,6 +141,8 @@ class PromptScorer:
         for column, row in zip(columns, logits, strict=True):
             column[:, 0] = row
         self._score_references(numbers, columns)
+        self.done += len(numbers)
+        self.write_progress(self.done, len(self.examples))
         return {
             "number": np.array(numbers),
             "logits": _objects([column.tobytes() for column in columns]),
@@ -160,15 +172,22 @@ def _objects(values: Sequence[bytes]) -> np.ndarray[Any, Any]:
 
 
 def score_examples(
-    config: EngineConfig, bank: str, examples: Sequence[AdapterExample], donors: Sequence[int]
+    config: EngineConfig,
+    bank: str,
+    examples: Sequence[AdapterExample],
+    donors: Sequence[int],
+    progress: str,
 ) -> tuple[dict[Row, Logits], list[FloatArray]]:
-    """Return the logits of every row and the first gates of every example."""
+    """Return the logits of every row and the first gates of every example.
+
+    `progress`: URI of the file that tells how many examples are scored.
+    """
     shape = tuple(_gate_shape(bank))
     shared = ray.put(list(examples))
     by_length = sorted(range(len(examples)), key=lambda i: (examples[i].num_tokens, i))
     numbers = ray.data.from_items([{"number": n} for n in by_length], override_num_blocks=1)
     results = numbers.map_batches(
-        PromptScorer, fn_constructor_args=(config, bank, shared, list(donors)),
+        PromptScorer, fn_constructor_args=(config, bank, shared, list(donors), progress),
         batch_size=config.evaluation.batch_slates, compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=config.adapters.threads_per_worker,
         num_gpus=1 if config.adapters.use_gpu else None,
