@@ -7,6 +7,7 @@ RUN := $(BIN)/python -m
 PIP := $(RUN) pip install --disable-pip-version-check
 
 INSTALLED := .venv/.installed
+TESTED := .venv/.installed-dev
 FETCHED := cache/ml-100k/ml-100k.inter cache/models/smollm2-135m-instruct/config.json
 
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -31,7 +32,7 @@ install: $(INSTALLED)
 
 fetch: $(FETCHED)
 
-lint: $(INSTALLED)
+lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -39,7 +40,7 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)                      ## docs/config.md from the settings' descriptions
 	$(RUN) jobs.write_config_docs
 
-constraints: $(INSTALLED)               ## pin the versions that are installed now
+constraints: $(TESTED)               ## pin the versions that are installed now
 	{ sed -n '/^#/p' constraints.txt; $(RUN) pip freeze --all --exclude pip --exclude lifelora \
 	  | sed -n 's/^\([A-Za-z0-9._-]*==[^+]*\).*/\1/p' | LC_ALL=C sort -f; } > constraints.new
 	mv constraints.new constraints.txt
@@ -51,6 +52,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing to .venv: some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt $(TORCH) torch
+	$(PIP) --constraint constraints.txt --editable .
+	touch $@
+
+$(TESTED): $(INSTALLED)
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 

@@ -221,7 +221,7 @@ class PromptConfig(Section):
 
     scope: HistoryScope = Field(default=HistoryScope.SLATE)
     """`slate`: candidates share one prefix. `candidate`: each has its own history text."""
-    history_size: int = Field(default=12, ge=0)
+    history_size: int = Field(default=10, ge=0)
     """Past interactions in the text."""
     recent_share: float = Field(default=0.5, ge=0, le=1)
     """Share of them that are the newest; the rest are the most relevant to the candidates (to the
@@ -233,13 +233,14 @@ class PromptConfig(Section):
     candidate_fields: tuple[str, ...] = Field(default=("year", "genres"))
     """Item fields shown with a candidate."""
     system: str = Field(
-        default="You know the user's taste in {noun}s. Answer only {positive} or {negative}."
+        default="You know the user's taste in {noun}s. After each {noun} answer only {positive} or "
+        "{negative}."
     )
     """System message; may name {noun}, {positive}, {negative}."""
     noun: str = Field(default="movie")
     """What an item is called."""
     verb: str = Field(default="enjoy")
-    """What a positive label means: "Will the user <verb> this <noun>?"."""
+    """What a positive label means: "will the user <verb> it?"."""
     positive: str = Field(default="Yes")
     """Answer text of label 1; one token."""
     negative: str = Field(default="No")
@@ -280,8 +281,8 @@ class AdapterTrainingConfig(Section):
     """Passes over them."""
     batch_slates: int = Field(default=8, ge=1)
     """Slates of a global batch."""
-    micro_batch_slates: int = Field(default=4, ge=1)
-    """Slates in one forward pass of one worker."""
+    micro_batch_slates: int = Field(default=2, ge=1)
+    """Slates in one forward pass of one worker: few pad each other less, many fill a GPU."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak rate of the bank; warm-up, then linear decay to zero."""
     gate_learning_rate: float = Field(default=4e-3, gt=0)

@@ -63,11 +63,11 @@ class MetaLoRABank(nn.Module):
         a_CI = self.a_NRI.flatten(0, 1).to(x_BTI.dtype)
         b_CO = self.b_NRO.flatten(0, 1).to(x_BTI.dtype)
         weights_BTN1 = weights_BTN.to(x_BTI.dtype)[..., None]
+        scaled_BTN1 = (self.scale * weights_BTN).to(x_BTI.dtype)[..., None]
         low_BTNR = F.linear(self.dropout(x_BTI), a_CI).unflatten(-1, self.a_NRI.shape[:2])
-        mixed_BTNR = low_BTNR * weights_BTN1
         if self.mixing is MixingMode.PRODUCT_OF_SUMS:
-            mixed_BTNR = mixed_BTNR.sum(-2, keepdim=True) * weights_BTN1
-        update_BTO: Tensor = self.scale * (mixed_BTNR.flatten(-2) @ b_CO)
+            low_BTNR = (low_BTNR * weights_BTN1).sum(-2, keepdim=True)
+        update_BTO: Tensor = (low_BTNR * scaled_BTN1).flatten(-2) @ b_CO
         return update_BTO
 
     def materialise(self, weights_N: Tensor) -> Tensor:

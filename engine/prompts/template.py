@@ -6,9 +6,9 @@
                           History, newest last:
                           - Fargo: 5
                           ...
-                          Will the user enjoy this movie?                <- end of the prefix
-                          Heat (1995; Action)
-    <chat frame: answer>                                                 <- end of a block
+                          For each movie: will the user enjoy it?
+    <chat frame: answer>                                                 <- end of the prefix
+                          Heat (1995; Action)                            <- a block; then Yes or No
 
 In slate scope all candidates of a request stand behind one prefix, which is chosen without looking
 at them. In candidate scope each has its own prefix, chosen for it. Pieces are encoded apart and
@@ -25,7 +25,7 @@ import numpy as np
 from engine.config import PromptConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.errors import PromptError
-from engine.prompts.tokens import TextEncoder, chat_frame
+from engine.prompts.tokens import ANSWER_MARK, TextEncoder, chat_frame
 from engine.types import FloatArray, History, HistoryScope, IntArray, Profile, SlatePrompt
 
 
@@ -123,9 +123,10 @@ class PromptBuilder:
         """Join frame, profile and as much of the chosen history as fits, newest kept."""
         chosen = self._choose(history, focus)
         opening = [*self.frame.head, *self._text(self._profile_text(history, profile))]
-        question = self._text(f"Will the user {self.config.verb} this {self.config.noun}?\n")
+        question = self._text(f"For each {self.config.noun}: will the user {self.config.verb} it?")
+        closing = [*question, *self.frame.tail]
         lines = [self._text(self._event_text(history, int(position))) for position in chosen]
-        fixed = len(opening) + len(question) + max(len(block) for block in blocks)
+        fixed = len(opening) + len(closing) + max(len(block) for block in blocks)
         room = self.config.max_tokens - fixed
         if room < 0:
             raise PromptError(
@@ -134,7 +135,7 @@ class PromptBuilder:
             )
         kept = _newest_that_fit([len(line) for line in lines], room)
         first = len(lines) - kept
-        tokens = [*opening, *(t for line in lines[first:] for t in line), *question]
+        tokens = [*opening, *(t for line in lines[first:] for t in line), *closing]
         prefix = np.array(tokens, np.int32)
         return BuiltPrompt(SlatePrompt(prefix, blocks), chosen[first:], cut=first)
 
@@ -161,9 +162,9 @@ class PromptBuilder:
         return f"{text}: {history.ratings[position]:g}\n"
 
     def _block(self, item: int) -> IntArray:
-        """Return the candidate and the frame's end; its last token is the answer position."""
+        """Return the candidate; its last token is the answer position."""
         shown = self.catalogue.titles[item] + self._fields(item, self.config.candidate_fields)
-        return np.array([*self._text(shown), *self.frame.tail], np.int32)
+        return np.array([*self._text(shown), *self._text(ANSWER_MARK)], np.int32)
 
     def _fields(self, item: int, names: Sequence[str]) -> str:
         values = [", ".join(self.catalogue.fields[name][item]) for name in names]

@@ -10,13 +10,16 @@ from engine.errors import PromptError
 CONTENT = "\u0001content\u0001"
 """Marks the place of the user's message while a chat template is taken apart."""
 
-PLAIN_FRAME = ("{system}\n\n", "\nAnswer: ")
+PLAIN_FRAME = ("{system}\n\n", "\n")
 """Frame of a base model without a chat template."""
+
+ANSWER_MARK = "\n"
+"""Ends a candidate; the answer is the token after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Token ids before and after the user's message; the answer follows `tail`."""
+    """Token ids before the user's message, and from its end to the start of the model's turn."""
 
     head: tuple[int, ...]
     tail: tuple[int, ...]
@@ -62,19 +65,18 @@ class TextEncoder:
 
 
 def answer_tokens(tokenizer: Any, config: PromptConfig) -> Answers:
-    """Return the ids of the two answers, each exactly one token after the frame's end.
+    """Return the ids of the two answers, each exactly one token after ANSWER_MARK.
 
-    Raises PromptError if an answer merges with the frame or takes more than one token.
+    Raises PromptError if an answer merges with the mark or takes more than one token.
     """
-    frame = chat_frame(tokenizer, "")
-    tail = tokenizer.decode(frame.tail)
+    mark = _encode_frame(tokenizer, ANSWER_MARK)
     ids = []
     for answer in (config.positive, config.negative):
-        encoded = _encode_frame(tokenizer, tail + answer)
-        if encoded[:-1] != frame.tail:
+        encoded = _encode_frame(tokenizer, ANSWER_MARK + answer)
+        if encoded[:-1] != mark:
             raise PromptError(
-                f"answer {answer!r} is not one token after {tail!r}: {encoded[len(frame.tail):]}; "
-                "choose prompt.positive and prompt.negative that are"
+                f"answer {answer!r} is not one token after {ANSWER_MARK!r}: "
+                f"{encoded[len(mark):]}; choose prompt.positive and prompt.negative that are"
             )
         ids.append(encoded[-1])
     if ids[0] == ids[1]:

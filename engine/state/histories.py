@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from sqlalchemy import Engine, exists, func, select
+from sqlalchemy import Engine, func, select
 
 from engine.state.database import EVENTS, insert_events, writing
 
@@ -37,12 +37,6 @@ def newest_events(engine: Engine, user_id: str, limit: int) -> list[PastEvent]:
     with engine.connect() as connection:
         rows = connection.execute(statement).all()
     return [PastEvent(*row) for row in reversed(rows)]
-
-
-def is_known(engine: Engine, user_id: str) -> bool:
-    """Tell whether any event of this user is stored."""
-    with engine.connect() as connection:
-        return bool(connection.scalar(select(exists().where(EVENTS.c.user_id == user_id))))
 
 
 def count_events(engine: Engine) -> int:

@@ -57,7 +57,7 @@ def test_a_prompt_worked_out_by_hand() -> None:
     )
     assert text_of(built) == (
         "<|im_start|>system\n"
-        "You know the user's taste in movies. Answer only Yes or No.<|im_end|>\n"
+        "You know the user's taste in movies. After each movie answer only Yes or No.<|im_end|>\n"
         "<|im_start|>user\n"
         "About the user: gender F; age 24.\n"
         "Average rating 3.8 over 3 movies, liked 67%.\n"
@@ -65,9 +65,9 @@ def test_a_prompt_worked_out_by_hand() -> None:
         "- Movie 1: 5\n"
         "- Movie 2: 2\n"
         "- Movie 3: 4.5\n"
-        "Will the user enjoy this movie?\n"
-        "Movie 8 (1968; Action, War)<|im_end|>\n"
+        "For each movie: will the user enjoy it?<|im_end|>\n"
         "<|im_start|>assistant\n"
+        "Movie 8 (1968; Action, War)\n"
     )
     assert built.shown.tolist() == [0, 1, 2]
 
@@ -79,13 +79,13 @@ def test_implicit_feedback_shows_no_ratings() -> None:
     )
     assert (
         "Chose 1 products so far.\nHistory, newest last:\n- Movie 1 (Drama)\n"
-        "Will the user buy this product?\nMovie 8" in text_of(built)
+        "For each product: will the user buy it?<|im_end|>" in text_of(built)
     )
 
 
 def test_an_empty_history_says_so() -> None:
     built = builder().build(History.empty(), Profile(), np.array([1, 2]))
-    assert "No movie yet.\nWill the user" in text_of(built)
+    assert "No movie yet.\nFor each movie" in text_of(built)
     assert len(built.prompt.blocks) == 2
 
 

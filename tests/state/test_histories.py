@@ -6,7 +6,7 @@ from sqlalchemy import Engine, delete
 
 from engine.state.database import EVENTS, writing
 from engine.state.events import Event, append
-from engine.state.histories import PastEvent, count_events, is_known, newest_events, seed
+from engine.state.histories import PastEvent, count_events, newest_events, seed
 
 
 def test_newest_events_come_oldest_first_and_ties_by_item_id(database: Engine) -> None:
@@ -29,12 +29,11 @@ def test_a_late_event_stands_at_its_time(database: Engine) -> None:
     assert [event.item_id for event in newest_events(database, "ann", 9)] == ["late", "new"]
 
 
-def test_a_user_is_known_after_the_first_event(database: Engine) -> None:
-    assert not is_known(database, "ann")
+def test_a_user_id_is_exact(database: Engine) -> None:
     append(database, [Event("1", "ann", "a", 20, None, 1)])
-    assert is_known(database, "ann")
-    assert not is_known(database, "Ann")
-    assert not is_known(database, "an_")       # never a pattern
+    assert newest_events(database, "ann", 1)
+    assert not newest_events(database, "Ann", 1)
+    assert not newest_events(database, "an_", 1)       # never a pattern
 
 
 HISTORIES = {
