@@ -13,8 +13,10 @@ from engine import storage
 from engine.config import EngineConfig, load_config
 from engine.releases.registry import Registry
 from jobs import train_reclora
-from tests.generated import write_recbole
+from tests.generated import write_online_retail, write_recbole
 from tests.tiny_llama import tiny_base
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 def write_config(folder: Path, values: dict[str, Any]) -> Path:
@@ -96,6 +98,24 @@ def files_of(root: str, kind: str) -> Any:
     names = [name for name in storage.list_folders(root) if name.startswith(f"{kind}-")]
     assert len(names) == 1
     return storage.read_json(storage.join(root, names[0], "manifest.json"))["files"]
+
+
+@pytest.mark.slow
+def test_purchases_give_a_release_too(ray_local: str, tmp_path: Path) -> None:
+    """Implicit feedback end to end: repeat purchases, drawn negatives, no item field."""
+    values = tiny_settings(
+        tmp_path, write_online_retail(tmp_path / "data"), tiny_base(tmp_path / "base").settings()
+    )
+    template = yaml.safe_load((REPO / "jobs/configs/online-retail.yaml").read_text())
+    path = values["source"]["path"]
+    values |= {name: template[name] for name in ("source", "slates", "prompt")}
+    values["source"]["path"] = path
+    config = load_config(str(write_config(tmp_path, values)))
+    outcome = train_reclora.run(config)
+    report = storage.read_json(outcome.evaluation.path("report.json"))
+    kinds = {table["kind"] for table in report["tables"] if table["rows"] == "sample"}
+    assert kinds == {"all", "repeat", "new"}
+    assert Registry(config.run.registry).verify(outcome.release_id).facts.mixing
 
 
 def test_help_needs_neither_torch_nor_ray() -> None:
