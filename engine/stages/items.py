@@ -18,12 +18,13 @@ from engine.data.catalogue import Catalogue
 from engine.models.base import base_model_digest
 from engine.models.text_encoder import check_encoder, load_encoder
 from engine.retrieval.item_text import fit_projector, item_text
+from engine.stages.progress import counted
 
 VECTORS = "vectors.safetensors"
 
 
 def embed_items(run: str, config: EngineConfig, histories: Artifact) -> Artifact:
-    """Return the artifact "item_text"; the encoder runs in one actor.
+    """Return the artifact "item_text"; as many actors as the bank's training has workers.
 
     Raises ConfigError if the encoder cannot be had.
     """
@@ -69,13 +70,18 @@ def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.fl
         for item in range(1, len(catalogue))
     ]
     rows.sort(key=lambda row: len(str(row["text"])))        # texts of a batch pad each other less
+    size = config.item_text.batch_size
+    batches = [{"rows": rows[start : start + size]} for start in range(0, len(rows), size)]
     use_gpu = config.base_model.device.startswith("cuda")
-    encoded = ray.data.from_items(rows).map_batches(
-        _Encoder, fn_constructor_args=(config,), batch_size=config.item_text.batch_size,
-        batch_format="numpy", compute=ray.data.ActorPoolStrategy(size=1),
+    encoded = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
+        _Encoder, fn_constructor_args=(config,),
+        compute=ray.data.ActorPoolStrategy(size=config.adapters.num_workers),
         num_cpus=config.adapters.threads_per_worker, num_gpus=1 if use_gpu else 0,
     )
-    by_item = {int(row["item"]): row["raw"] for row in encoded.take_all()}
+    by_item = {
+        int(row["item"]): row["raw"]
+        for row in counted(encoded.iter_rows(), len(rows), "item_text")
+    }
     return np.stack([by_item[item] for item in range(1, len(catalogue))])
 
 
@@ -86,5 +92,9 @@ class _Encoder:
         torch.set_num_threads(config.adapters.threads_per_worker)
         self._encoder = load_encoder(config.item_text, config.base_model)
 
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        return {"item": batch["item"], "raw": self._encoder.encode(list(batch["text"]))}
+    def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        raw_BH = self._encoder.encode([row["text"] for row in batch["rows"]])
+        return [
+            {"item": row["item"], "raw": raw_H}
+            for row, raw_H in zip(batch["rows"], raw_BH, strict=True)
+        ]

@@ -1,15 +1,21 @@
-"""How far a long stage is: a small file that one worker writes and the driver reads and logs."""
+"""How far a long stage is, in the driver's log.
+
+Of a training: a small file that worker 0 writes and the driver reads. Of rows that come to the
+driver: their number.
+"""
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from engine import storage
 
 log = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
 
 PERIOD_S = 10.0
 """Shortest time between two writes, and between two lines of the log."""
@@ -59,6 +65,19 @@ def _follow(uri: str, name: str, ended: threading.Event) -> None:
         gained = found["done"] - first
         rate_s = (time.monotonic() - first_s) / gained if gained > 0 else 0.0
         log.info("%s: %s", name, describe(found, rate_s))
+
+
+def counted(rows: Iterable[Row], total: int, name: str) -> Iterator[Row]:
+    """Yield the rows of a stage as they come; log how many there were, at most once in PERIOD_S."""
+    start_s = told_s = time.monotonic()
+    for done, row in enumerate(rows, start=1):
+        yield row
+        now_s = time.monotonic()
+        if now_s - told_s >= PERIOD_S or (done == total and told_s > start_s):
+            told_s = now_s
+            log.info("%s: %s", name, describe(
+                {"done": done, "total": total}, (now_s - start_s) / done
+            ))
 
 
 def _read(uri: str) -> dict[str, Any] | None:

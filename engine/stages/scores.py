@@ -25,7 +25,7 @@ from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import FILE as POPULARITY
 from engine.models.popularity import Popularity
 from engine.stages.partitions import map_partitions
-from engine.stages.progress import ProgressWriter, logged_progress
+from engine.stages.progress import counted
 from engine.training.adapter_examples import AdapterExample, read_examples
 from engine.types import CRMOutput, FloatArray, Window
 
@@ -69,9 +69,7 @@ def _write(
         (Window.VALIDATION, Window.TEST),
     )
     donors = derange(examples, config.run.seed)
-    progress = f"{folder}-progress.json"
-    with logged_progress(progress, "scores"):
-        scored, gates = score_examples(config, bank.uri, examples, donors, progress)
+    scored, gates = score_examples(config, bank.uri, examples, donors)
     _write_gates(folder, examples, gates)
     joined = partial(
         _write_partition, folder=folder, slates=slates, crm_scores=crm_scores, scored=scored,
@@ -117,23 +115,16 @@ class PromptScorer:
     """A Ray Data actor that holds the language model and the sample."""
 
     def __init__(
-        self,
-        config: EngineConfig,
-        bank: str,
-        examples: ray.ObjectRef[Any],
-        donors: Sequence[int],
-        progress: str,
+        self, config: EngineConfig, bank: str, examples: ray.ObjectRef[Any], donors: Sequence[int]
     ) -> None:
         torch.set_num_threads(config.adapters.threads_per_worker)
         self.model = PersonalizedLLM.load(config.base_model, bank)
         self.examples: list[AdapterExample] = ray.get(examples)
         self.donors = donors
-        self.done = 0
-        self.write_progress = ProgressWriter(progress)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score the examples with these numbers."""
-        numbers = [int(number) for number in batch["number"]]
+    def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Score the examples with these numbers in one forward pass."""
+        numbers = [int(number) for number in batch["numbers"]]
         chosen = [self.examples[number] for number in numbers]
         gates = [self.model.gates(example.crm) for example in chosen]
         logits = self.model.score([example.prompt for example in chosen], gates)
@@ -141,13 +132,11 @@ class PromptScorer:
         for column, row in zip(columns, logits, strict=True):
             column[:, 0] = row
         self._score_references(numbers, columns)
-        self.done += len(numbers)
-        self.write_progress(self.done, len(self.examples))
-        return {
-            "number": np.array(numbers),
-            "logits": _objects([column.tobytes() for column in columns]),
-            "gates": _objects([weights[0].astype(np.float32).tobytes() for weights in gates]),
-        }
+        return [
+            {"number": number, "logits": column.tobytes(),
+             "gates": weights[0].astype(np.float32).tobytes()}
+            for number, column, weights in zip(numbers, columns, gates, strict=True)
+        ]
 
     def _score_references(self, numbers: Sequence[int], columns: Sequence[FloatArray]) -> None:
         """Fill zero-shot and shuffled logits of the test examples."""
@@ -165,36 +154,31 @@ class PromptScorer:
             columns[place][:, 1], columns[place][:, 2] = zero_shot, shuffled
 
 
-def _objects(values: Sequence[bytes]) -> np.ndarray[Any, Any]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
-
-
 def score_examples(
-    config: EngineConfig,
-    bank: str,
-    examples: Sequence[AdapterExample],
-    donors: Sequence[int],
-    progress: str,
+    config: EngineConfig, bank: str, examples: Sequence[AdapterExample], donors: Sequence[int]
 ) -> tuple[dict[Row, Logits], list[FloatArray]]:
     """Return the logits of every row and the first gates of every example.
 
-    `progress`: URI of the file that tells how many examples are scored.
+    As many actors as the bank's training has workers. What stands in a batch does not depend on
+    their number.
     """
     shape = tuple(_gate_shape(bank))
     shared = ray.put(list(examples))
-    by_length = sorted(range(len(examples)), key=lambda i: (examples[i].num_tokens, i))
-    numbers = ray.data.from_items([{"number": n} for n in by_length], override_num_blocks=1)
-    results = numbers.map_batches(
-        PromptScorer, fn_constructor_args=(config, bank, shared, list(donors), progress),
-        batch_size=config.evaluation.batch_slates, compute=ray.data.ActorPoolStrategy(size=1),
+    longest_first = sorted(range(len(examples)), key=lambda i: (-examples[i].num_tokens, i))
+    size = config.evaluation.batch_slates
+    batches = [
+        {"numbers": longest_first[start : start + size]}
+        for start in range(0, len(longest_first), size)
+    ]
+    results = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
+        PromptScorer, fn_constructor_args=(config, bank, shared, list(donors)),
+        compute=ray.data.ActorPoolStrategy(size=config.adapters.num_workers),
         num_cpus=config.adapters.threads_per_worker,
         num_gpus=1 if config.adapters.use_gpu else None,
-    ).take_all()
+    )
     scored: dict[Row, Logits] = {}
     gates: list[FloatArray] = [np.zeros(0)] * len(examples)
-    for result in results:
+    for result in counted(results.iter_rows(), len(examples), "scores"):
         example = examples[result["number"]]
         logits = np.frombuffer(result["logits"], np.float32).reshape(-1, len(COLUMNS))
         for slot, row in enumerate(logits):

@@ -34,3 +34,14 @@ def test_the_driver_logs_how_far_it_is(
 def test_the_time_left_is_that_of_the_steps_left() -> None:
     assert progress.describe({"done": 30, "total": 50}, 2.0) == "step 30 of 50, about 40 s left"
     assert progress.describe({"done": 50, "total": 50}, 2.0) == "step 50 of 50"
+
+
+def test_rows_are_counted_as_they_come(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "PERIOD_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        assert list(progress.counted(iter("abc"), 3, "scores")) == ["a", "b", "c"]
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "scores: step 1 of 3", "scores: step 2 of 3", "scores: step 3 of 3",
+    ]
