@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from engine.errors import RequestError
 from engine.recommender.release import LoadedRelease
-from engine.types import FloatArray, History, IntArray, Profile
+from engine.retrieval.top_k import top_k
+from engine.types import History, IntArray, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +73,3 @@ def popular_items(
     allowed = allowed_items(release, history, filters)
     top = release.popularity.top
     return np.asarray(top[allowed[top]][:limit], np.int32)
-
-
-def top_k(scores: FloatArray, k: int) -> IntArray:
-    """Return the places of the k largest scores, largest first; ties: the smaller place first."""
-    k = min(k, len(scores))
-    if k == 0:
-        return np.zeros(0, np.int64)
-    limit = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > limit)
-    equal = np.flatnonzero(scores == limit)[: k - len(above)]
-    chosen = np.concatenate([above, equal])
-    return np.asarray(chosen[np.lexsort((chosen, -scores[chosen]))])

@@ -18,6 +18,7 @@ from engine.data.schema import part_name
 from engine.models.crm_scorer import CRMScorer
 from engine.models.popularity import FILE as POPULARITY
 from engine.models.popularity import Popularity
+from engine.retrieval.top_k import top_k
 from engine.stages.crm import CRMInputs
 from engine.stages.partitions import map_partitions
 from engine.types import FloatArray, IntArray, Window
@@ -77,8 +78,9 @@ def _count(partition: int, inputs: CRMInputs, crm: str, popularity: str) -> Coun
 
 def hits(scores_I: FloatArray, seen: IntArray, wanted: IntArray, top: int = TOP) -> int:
     """Return how many of `wanted` are among the best unseen items; ties go to the lower index."""
-    admissible = np.array(scores_I, np.float64)
-    admissible[0] = -np.inf
-    admissible[seen] = -np.inf
-    best = np.argsort(-admissible, kind="stable")[:top]
+    is_admissible = np.ones(len(scores_I), bool)
+    is_admissible[0] = False
+    is_admissible[seen] = False
+    admissible = np.flatnonzero(is_admissible)
+    best = admissible[top_k(scores_I[admissible], top)]
     return int(np.isin(wanted, best).sum())

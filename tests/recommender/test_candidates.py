@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from engine.errors import RequestError, UnknownItemError
 from engine.recommender.candidates import (
@@ -13,20 +12,10 @@ from engine.recommender.candidates import (
     find_candidates,
     named_items,
     popular_items,
-    top_k,
 )
 from engine.recommender.release import LoadedRelease
 from engine.types import History, Profile
 from tests.tiny_release import TinyWorld
-
-
-@given(
-    scores=arrays(np.float32, st.integers(0, 30), elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0])),
-    k=st.integers(0, 40),
-)
-def test_top_k_equals_a_full_sort(scores: np.ndarray, k: int) -> None:
-    expected = sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:k]
-    assert top_k(scores, k).tolist() == expected
 
 
 def some_history(world: TinyWorld) -> History:
