@@ -1,18 +1,17 @@
 """The frozen base model: fetched folder, local folder or Hugging Face id -> tokenizer and model."""
 
-import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from engine import storage
 from engine.config import BaseModelConfig
 from engine.errors import ConfigError
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:       # importing transformers takes seconds: only where a model is loaded
+    from transformers import PreTrainedModel
 
 FETCHED = ("smollm2-135m-instruct",)
 """Names that `jobs/fetch_inputs.py` puts into the model cache."""
@@ -49,11 +48,15 @@ def dtype_of(config: BaseModelConfig) -> torch.dtype:
 
 def load_tokenizer(config: BaseModelConfig) -> Any:
     """Return the base model's tokenizer."""
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(model_path(config))
 
 
-def load_base_model(config: BaseModelConfig) -> tuple[Any, PreTrainedModel]:
+def load_base_model(config: BaseModelConfig) -> tuple[Any, "PreTrainedModel"]:
     """Return tokenizer and frozen model in eval mode on its device."""
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(
         model_path(config), dtype=dtype_of(config), attn_implementation=config.attention
     )

@@ -6,13 +6,12 @@ position. Only those positions pass through the two answer rows of the output he
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from engine import storage
 from engine.config import BankConfig, BaseModelConfig, PromptConfig
@@ -23,6 +22,9 @@ from engine.models.packing import PackedBatch, pack
 from engine.models.router import Router
 from engine.prompts.tokens import Answers, answer_tokens
 from engine.types import CRMOutput, FloatArray, GateInput, SlatePrompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class PersonalizedLLM(nn.Module):
 
     def __init__(
         self,
-        base: PreTrainedModel,
+        base: "PreTrainedModel",
         tokenizer: Any,
         bank: BankConfig,
         prompt: PromptConfig,

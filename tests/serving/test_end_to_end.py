@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from tests.serving.conftest import REPO, Service, local_config
 EVERY = 31
 """One user in so many is kept."""
 
+RATED_BY = 3
+"""Kept users who must have rated an item, or it is left out with its events."""
+
 
 def write_sample(source: Path, target: Path) -> Path:
-    """Copy the users whose id is a multiple of EVERY, and the items that they rated."""
+    """Copy 30 users, 393 items and their 2,046 events."""
     target.mkdir()
     events = (source / "ml-100k.inter").read_text().splitlines(keepends=True)
     kept = [line for line in events[1:] if int(line.split("\t")[0]) % EVERY == 0]
-    items = {line.split("\t")[1] for line in kept}
-    users = {line.split("\t")[0] for line in kept}
+    raters = Counter(line.split("\t")[1] for line in kept)
+    kept = [line for line in kept if raters[line.split("\t")[1]] >= RATED_BY]
+    users, items = ({line.split("\t")[column] for line in kept} for column in (0, 1))
     (target / "ml-100k.inter").write_text("".join([events[0], *kept]))
     for name, ids in (("item", items), ("user", users)):
         rows = (source / f"ml-100k.{name}").read_text().splitlines(keepends=True)
@@ -41,9 +46,9 @@ def config_file(ml_100k: str, smollm2: str, tmp_path_factory: pytest.TempPathFac
     path.write_text(yaml.safe_dump({
         "run": {"root": str(folder / "run"), "registry": str(folder / "releases")},
         "source": {"format": "recbole", "path": str(sample)},
-        "histories": {"num_partitions": 4},
+        "histories": {"num_partitions": 2},
         "base_model": {"cache": str(Path(smollm2).parent)},
-        "crm": {"epochs": 1, "threads_per_worker": 1},
+        "crm": {"epochs": 1, "lanes": 2, "threads_per_worker": 1},
         "prompt": {"history_size": 6},
         "adapters": {"max_slates": 8, "batch_slates": 4, "threads_per_worker": 2,
                      "learning_rate": 0.02, "gate_learning_rate": 0.02},
