@@ -6,9 +6,9 @@ FROM python:3.11-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-# g++: DeepSpeed compiles a small extension at first use. rsync: `ray up` copies files.
+# rsync: `ray up` copies files.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ rsync \
+ && apt-get install --yes --no-install-recommends rsync \
  && rm -rf /var/lib/apt/lists/*
 
 # Into the system's Python: `ray up` runs login shells, which reset PATH.
@@ -27,7 +27,6 @@ RUN pip install --no-cache-dir --constraint constraints.txt .
 RUN python -m jobs.fetch_inputs --cache /opt/lifelora && rm -r /opt/lifelora/wheels
 
 ENV RAY_USAGE_STATS_ENABLED=0 \
-    TOKENIZERS_PARALLELISM=false \
-    TORCH_EXTENSIONS_DIR=/opt/lifelora/torch_extensions
+    TOKENIZERS_PARALLELISM=false
 
 CMD ["bash"]

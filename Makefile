@@ -19,7 +19,8 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
 	$(RUN) jobs.demo
 
-test: lint $(FETCHED)                   ## everything that .ci/run runs
+test: $(TESTED)                         ## everything that .ci/run runs
+	$(MAKE) --jobs=2 lint fetch
 	$(RUN) pytest
 
 train: $(INSTALLED) $(FETCHED)          ## all of MovieLens-100K, or CONFIG=...

@@ -23,9 +23,7 @@ log = logging.getLogger(__name__)
 
 Loop = Callable[[dict[str, Any], Session], None]
 
-FORWARDED = (
-    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "TORCH_EXTENSIONS_DIR",
-)
+FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
 """Driver's variables that workers need too; credentials belong to the nodes' own environment."""
 
 

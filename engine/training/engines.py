@@ -1,8 +1,9 @@
 """A module and its trainable parameter groups -> a DeepSpeed engine (ZeRO stage 0 to 3).
 
-The optimiser is torch's AdamW, so nothing but DeepSpeed's communication needs a compiler. No
-precision section is set: DeepSpeed leaves each parameter in its own type, so a module may mix a
-frozen bfloat16 base with trainable float32 parts. Only trainable parameters reach the optimiser.
+Nothing is compiled: the optimiser is torch's AdamW, and DeepSpeed's shared-memory operator is left
+out. No precision section is set: DeepSpeed leaves each parameter in its own type, so a module may
+mix a frozen bfloat16 base with trainable float32 parts. Only trainable parameters reach the
+optimiser.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,11 +70,21 @@ def start_engine(
         "steps_per_print": 10**9,
     }
     trainable = [p for group in parameter_groups for p in group.parameters if p.requires_grad]
+    _leave_out_compiled_operators()
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=trainable, optimizer=optimizer, config=settings,
         lr_scheduler=lambda inner: torch.optim.lr_scheduler.LambdaLR(inner, schedule),
     )
     return engine
+
+
+def _leave_out_compiled_operators() -> None:
+    """Say that no operator can be compiled, before DeepSpeed asks.
+
+    On CPUs it asks for one alone, an all-reduce in shared memory that only its inference calls, and
+    would take 40 s and a C++ compiler to make it on every node.
+    """
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def _optimizer_group(group: ParameterGroup) -> dict[str, Any]:

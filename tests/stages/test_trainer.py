@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import pytest
 import torch
@@ -59,6 +60,7 @@ def tiny_loop(settings: dict[str, Any], session: Session) -> None:
         module, groups, zero_stage=settings["zero_stage"], micro_batch=ROWS // session.world_size,
         accumulation=1, max_grad_norm=1.0, schedule=linear_schedule(STEPS, 0.2),
     )
+    assert deepspeed.comm.comm.cdb.shm_comm_op is None      # else a compiler ran
     losses: list[float] = []
     folder = session.resume_folder()
     if folder is not None:
@@ -106,11 +108,9 @@ def reference(ray_local: object, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 3])
-def test_two_workers_give_the_losses_of_one(
-    reference: str, tmp_path: Path, zero_stage: int
-) -> None:
-    checkpoint = run(str(tmp_path), "two", num_workers=2, zero_stage=zero_stage)
+def test_two_workers_give_the_losses_of_one(reference: str, tmp_path: Path) -> None:
+    """ZeRO 0 here, 3 in the tests of the CRM and of the bank."""
+    checkpoint = run(str(tmp_path), "two", num_workers=2, zero_stage=0)
     np.testing.assert_allclose(losses_of(checkpoint), losses_of(reference), rtol=1e-5)
     found, expected = (
         storage.read_tensors(storage.join(uri, "weights.safetensors"))
@@ -122,14 +122,9 @@ def test_two_workers_give_the_losses_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [2])
-def test_a_killed_worker_resumes_as_if_uninterrupted(
-    reference: str, tmp_path: Path, zero_stage: int
-) -> None:
+def test_a_killed_worker_resumes_as_if_uninterrupted(reference: str, tmp_path: Path) -> None:
     flag = tmp_path / "died"
-    checkpoint = run(
-        str(tmp_path), "killed", zero_stage=zero_stage, flag=str(flag), max_failures=1
-    )
+    checkpoint = run(str(tmp_path), "killed", zero_stage=2, flag=str(flag), max_failures=1)
     assert flag.exists()
     np.testing.assert_allclose(losses_of(checkpoint), losses_of(reference), rtol=1e-6)
 
