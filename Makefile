@@ -4,7 +4,7 @@ TORCH ?=# more arguments of pip for torch, e.g. TORCH="--index-url URL" of CPU b
 CONFIG ?= jobs/configs/ml-100k.yaml
 BIN := .venv/bin
 RUN := $(BIN)/python -m
-PIP := $(RUN) pip install --disable-pip-version-check
+PIP := $(RUN) pip install --disable-pip-version-check --no-compile
 
 INSTALLED := .venv/.installed
 TESTED := .venv/.installed-dev
@@ -52,6 +52,7 @@ clean:                                  ## keeps cache/, runs/ and state/
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing to .venv: some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --quiet "pip>=25"                # Python 3.11's own takes twice as long
 	$(PIP) --constraint constraints.txt $(TORCH) torch
 	$(PIP) --constraint constraints.txt --editable .
 	touch $@

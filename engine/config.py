@@ -439,13 +439,17 @@ job works in a copy of the repository without its data, so its cluster sets this
 PATHS = (("run", "root"), ("run", "registry"), ("source", "path"), ("base_model", "cache"))
 
 
-def _at_home(values: dict[str, Any]) -> dict[str, Any]:
-    """Make the relative paths of a validated config start from the home folder, if one is set."""
+def at_home(path: str) -> str:
+    """Return a path that starts from the home folder, if one is set; a URI as it is."""
     home = os.environ.get(HOME_VARIABLE)
-    for section, name in PATHS if home else ():
-        value = values[section][name]
-        if "://" not in value:
-            values[section][name] = str(Path(str(home)) / Path(value).expanduser())
+    if home is None or "://" in path:
+        return path
+    return str(Path(home) / Path(path).expanduser())
+
+
+def _at_home(values: dict[str, Any]) -> dict[str, Any]:
+    for section, name in PATHS:
+        values[section][name] = at_home(values[section][name])
     return values
 
 

@@ -110,6 +110,17 @@ SCORES = pa.schema([
 ])
 """Scores of every row of validation and test: scores/part-00000.parquet."""
 
+RECOMMENDATIONS = pa.schema([
+    ("user_id", pa.string()),
+    ("rank", pa.int32()),                 # 1 is the best
+    ("item_id", pa.string()),
+    ("title", pa.string()),
+    ("score", pa.float64()),              # final logit
+    ("crm_score", pa.float64()),          # logit; null for popular items
+    ("llm_score", pa.float64()),          # logit; null where the language model was not asked
+    ("mode", pa.string()),                # types.AnswerMode
+])
+
 PROMPTS = pa.schema([
     ("slate_id", pa.string()),
     ("user_id", pa.string()),

@@ -11,6 +11,8 @@ from sqlalchemy import Engine, func, select
 from engine.state.database import EVENTS, insert_events, writing
 
 SEED_CHUNK = 10_000
+ID_CHUNK = 10_000
+"""User ids that are fetched at a time."""
 SEED_PREFIX = "seed:"
 """Begins the event ids of seeded interactions; no client may use it."""
 
@@ -37,6 +39,13 @@ def newest_events(engine: Engine, user_id: str, limit: int) -> list[PastEvent]:
     with engine.connect() as connection:
         rows = connection.execute(statement).all()
     return [PastEvent(*row) for row in reversed(rows)]
+
+
+def user_ids(engine: Engine) -> Iterator[str]:
+    """Yield every user who has an event, by code point; holds a read transaction meanwhile."""
+    statement = select(EVENTS.c.user_id).distinct().order_by(EVENTS.c.user_id)
+    with engine.connect() as connection:
+        yield from connection.execution_options(yield_per=ID_CHUNK).scalars(statement)
 
 
 def count_events(engine: Engine) -> int:

@@ -6,7 +6,7 @@ from sqlalchemy import Engine, delete
 
 from engine.state.database import EVENTS, writing
 from engine.state.events import Event, append
-from engine.state.histories import PastEvent, count_events, newest_events, seed
+from engine.state.histories import PastEvent, count_events, newest_events, seed, user_ids
 
 
 def test_newest_events_come_oldest_first_and_ties_by_item_id(database: Engine) -> None:
@@ -27,6 +27,13 @@ def test_a_late_event_stands_at_its_time(database: Engine) -> None:
     append(database, [Event("1", "ann", "new", 20, None, 1)])
     append(database, [Event("2", "ann", "late", 10, None, 1)])
     assert [event.item_id for event in newest_events(database, "ann", 9)] == ["late", "new"]
+
+
+def test_user_ids_come_once_each_by_code_point(database: Engine) -> None:
+    assert list(user_ids(database)) == []
+    users = ["b", "ä", "B", "b", "10", "9"]
+    append(database, [Event(str(n), user, "a", n, None, 1) for n, user in enumerate(users)])
+    assert list(user_ids(database)) == ["10", "9", "B", "b", "ä"]
 
 
 def test_a_user_id_is_exact(database: Engine) -> None:
