@@ -4,6 +4,7 @@ TORCH ?=# more arguments of pip for torch, e.g. TORCH="--index-url URL" of CPU b
 CONFIG ?= jobs/configs/ml-100k.yaml
 BIN := .venv/bin
 RUN := $(BIN)/python -m
+COMPILE := $(RUN) compileall -qq -j 0 .venv/lib || true    # on all cores; pip would take one
 PIP := $(RUN) pip install --disable-pip-version-check --no-compile
 
 INSTALLED := .venv/.installed
@@ -55,10 +56,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) --quiet "pip>=25"                # Python 3.11's own takes twice as long
 	$(PIP) --constraint constraints.txt $(TORCH) torch
 	$(PIP) --constraint constraints.txt --editable .
+	$(COMPILE)
 	touch $@
 
 $(TESTED): $(INSTALLED)
 	$(PIP) --constraint constraints.txt --editable ".[dev]"
+	$(COMPILE)
 	touch $@
 
 $(FETCHED) &: jobs/fetch_inputs.py | $(INSTALLED)
