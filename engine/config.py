@@ -442,7 +442,7 @@ PATHS = (("run", "root"), ("run", "registry"), ("source", "path"), ("base_model"
 def at_home(path: str) -> str:
     """Return a path that starts from the home folder, if one is set; a URI as it is."""
     home = os.environ.get(HOME_VARIABLE)
-    if home is None or "://" in path:
+    if not home or "://" in path:
         return path
     return str(Path(home) / Path(path).expanduser())
 

@@ -10,7 +10,7 @@ without it everybody with a stored event is answered.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -109,19 +109,11 @@ def read_fields(pairs: Sequence[str]) -> dict[str, list[str]]:
     return fields
 
 
-def read_users(path: str) -> Iterator[str]:
-    """Yield the ids of a file, blank lines left out; raises ConfigError if it is not there."""
+def read_users(path: str) -> list[str]:
+    """Return the ids of a file, blank lines left out; raises ConfigError if it is not there."""
     if not Path(path).is_file():
         raise ConfigError(f"no file of user ids at {path!r}")
-    return _lines(path)
-
-
-def _lines(path: str) -> Iterator[str]:
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
-            user_id = line.rstrip("\r\n")
-            if user_id:
-                yield user_id
+    return [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
 
 
 if __name__ == "__main__":

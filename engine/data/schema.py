@@ -120,6 +120,7 @@ RECOMMENDATIONS = pa.schema([
     ("llm_score", pa.float64()),          # logit; null where the language model was not asked
     ("mode", pa.string()),                # types.AnswerMode
 ])
+"""The best items of users: recommendations/part-00000.parquet."""
 
 PROMPTS = pa.schema([
     ("slate_id", pa.string()),

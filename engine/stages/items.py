@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 import torch
 
 from engine import artifacts, storage
@@ -18,6 +17,7 @@ from engine.data.catalogue import Catalogue
 from engine.models.base import base_model_digest
 from engine.models.text_encoder import check_encoder, load_encoder
 from engine.retrieval.item_text import fit_projector, item_text
+from engine.stages.partitions import map_with_actors
 from engine.stages.progress import counted
 
 VECTORS = "vectors.safetensors"
@@ -72,15 +72,13 @@ def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.fl
     rows.sort(key=lambda row: len(str(row["text"])))        # texts of a batch pad each other less
     size = config.item_text.batch_size
     batches = [{"rows": rows[start : start + size]} for start in range(0, len(rows), size)]
-    use_gpu = config.base_model.device.startswith("cuda")
-    encoded = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
-        _Encoder, fn_constructor_args=(config,),
-        compute=ray.data.ActorPoolStrategy(size=config.adapters.num_workers),
-        num_cpus=config.adapters.threads_per_worker, num_gpus=1 if use_gpu else 0,
+    encoded = map_with_actors(
+        _Encoder, (config,), batches, num_actors=config.adapters.num_workers,
+        num_cpus=config.adapters.threads_per_worker,
+        use_gpu=config.base_model.device.startswith("cuda"),
     )
     by_item = {
-        int(row["item"]): row["raw"]
-        for row in counted(encoded.iter_rows(), len(rows), "item_text")
+        int(row["item"]): row["raw"] for row in counted(encoded, len(rows), "item_text")
     }
     return np.stack([by_item[item] for item in range(1, len(catalogue))])
 

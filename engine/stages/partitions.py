@@ -1,7 +1,7 @@
-"""One Ray task for each partition number, its result back in order."""
+"""One Ray task for each partition number; or batches for actors that hold a model."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +31,22 @@ def map_partitions(
         if isinstance(results[number], EngineError):
             raise results[number]
     return [results[number] for number in partitions]
+
+
+def map_with_actors(
+    actor: type, arguments: tuple[Any, ...], batches: list[dict[str, Any]], *,
+    num_actors: int, num_cpus: float, use_gpu: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows that `actor(*arguments)` yields for each batch, as they come, in any order.
+
+    Each batch is one call of one of the actors, which may hold what takes long to load.
+    """
+    rows = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
+        actor, fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        num_cpus=num_cpus, num_gpus=1 if use_gpu else 0,
+    )
+    return iter(rows.iter_rows())
 
 
 def _call(function: Callable[[int], Any], row: dict[str, Any]) -> dict[str, Any]:

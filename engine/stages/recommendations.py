@@ -5,10 +5,12 @@
 
 Every actor holds the release and answers as the endpoint does: the same history, candidates,
 ranking and prompts, several users in one forward pass. Time grows with the users, memory does not:
-the driver sees one part of the ids at a time, an actor the histories of one batch.
+the driver sees one part of the stored ids at a time (a list given is held whole), an actor the
+histories of one batch and the answers of one part.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +18,6 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 from sqlalchemy import Engine
 
@@ -31,6 +32,7 @@ from engine.recommender.lookup import Query, find
 from engine.recommender.ranking import Ranking, rank
 from engine.recommender.release import LoadedRelease, load_release
 from engine.releases.registry import Registry
+from engine.stages.partitions import map_with_actors
 from engine.stages.progress import counted
 from engine.state.database import open_database
 from engine.state.histories import user_ids
@@ -103,18 +105,12 @@ def _check_release(ask: Ask) -> None:
 
 def _write(uri: str, *, ask: Ask, users: Iterable[str] | None) -> dict[str, Any]:
     counts = _write_users(uri, ask, users)
-    parts = ray.data.from_items(
-        [{"part": part} for part in range(len(counts))], override_num_blocks=len(counts)
+    answered = map_with_actors(
+        _Recommender, (ask, uri), [{"part": part} for part in range(len(counts))],
+        num_actors=min(ask.num_actors, len(counts)), num_cpus=ask.serving.threads,
+        use_gpu=ask.serving.device.startswith("cuda"),
     )
-    use_gpu = ask.serving.device.startswith("cuda")
-    done = parts.flat_map(
-        _Recommender, fn_constructor_args=(ask, uri),
-        compute=ray.data.ActorPoolStrategy(size=min(ask.num_actors, len(counts))),
-        num_cpus=ask.serving.threads, num_gpus=1 if use_gpu else 0,
-    )
-    modes: dict[str, int] = {}
-    for row in counted(done.iter_rows(), sum(counts), "recommendations"):
-        modes[row["mode"]] = modes.get(row["mode"], 0) + 1
+    modes = Counter(row["mode"] for row in counted(answered, sum(counts), "recommendations"))
     return {"users": sum(counts), "modes": dict(sorted(modes.items()))}
 
 

@@ -24,7 +24,7 @@ from engine.data.schema import SCORES, part_name
 from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import FILE as POPULARITY
 from engine.models.popularity import Popularity
-from engine.stages.partitions import map_partitions
+from engine.stages.partitions import map_partitions, map_with_actors
 from engine.stages.progress import counted
 from engine.training.adapter_examples import AdapterExample, read_examples
 from engine.types import CRMOutput, FloatArray, Window
@@ -170,15 +170,14 @@ def score_examples(
         {"numbers": longest_first[start : start + size]}
         for start in range(0, len(longest_first), size)
     ]
-    results = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
-        PromptScorer, fn_constructor_args=(config, bank, shared, list(donors)),
-        compute=ray.data.ActorPoolStrategy(size=config.adapters.num_workers),
-        num_cpus=config.adapters.threads_per_worker,
-        num_gpus=1 if config.adapters.use_gpu else None,
+    results = map_with_actors(
+        PromptScorer, (config, bank, shared, list(donors)), batches,
+        num_actors=config.adapters.num_workers, num_cpus=config.adapters.threads_per_worker,
+        use_gpu=config.adapters.use_gpu,
     )
     scored: dict[Row, Logits] = {}
     gates: list[FloatArray] = [np.zeros(0)] * len(examples)
-    for result in counted(results.iter_rows(), len(examples), "scores"):
+    for result in counted(results, len(examples), "scores"):
         example = examples[result["number"]]
         logits = np.frombuffer(result["logits"], np.float32).reshape(-1, len(COLUMNS))
         for slot, row in enumerate(logits):

@@ -1,5 +1,6 @@
 """The batch job answers every user as the endpoint does."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import yaml
 from engine import storage
 from engine.artifacts import Artifact, open_artifact
 from engine.data.schema import RECOMMENDATIONS
+from engine.stages.recommendations import Ask
+from engine.stages.recommendations import recommend as answer
 from jobs import recommend
 from tests.serving.conftest import Service, local_config
 
@@ -82,6 +85,23 @@ def test_a_list_of_users_is_answered_once_each_in_its_order_under_filters(
         assert_as_answered(rows, service.recommend(
             user_id=user_id, k=4, filters={"exclude_seen": False, "fields": {"genres": [genre]}}
         ))
+
+
+def test_parts_and_actors_change_no_answer(
+    service: Service, serve_config: str, tmp_path: Path
+) -> None:
+    serving, registry = recommend.read_serve_config(serve_config)
+    ask = Ask(registry, service.live_id, serving, k=3)
+    users = sorted(service.world.histories)
+    whole = answer(str(tmp_path / "whole"), ask, users)
+    parts = answer(
+        str(tmp_path / "parts"), replace(ask, num_actors=2, users_per_part=5), users
+    )
+    assert len(parts.files("recommendations/")) == -(-len(users) // 5) > 2
+    one, several = rows_of(whole), rows_of(parts)
+    assert list(several) == users
+    for user_id, rows in one.items():
+        assert [row["item_id"] for row in several[user_id]] == [row["item_id"] for row in rows]
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -114,10 +114,11 @@ def test_loss_falls_and_gates_start_to_differ(reference: Any) -> None:
     assert [point["step"] for point in curve] == list(range(6))
 
 
-def test_two_workers_of_zero_stage_3_give_the_losses_of_one_of_stage_1(
-    reference: Any, world: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_two_workers_give_the_losses_of_one(
+    reference: Any, world: dict[str, Any], tmp_path: Path, zero_stage: int
 ) -> None:
-    settings = changed(world, adapters={"num_workers": 2, "zero_stage": 3})
+    settings = changed(world, adapters={"num_workers": 2, "zero_stage": zero_stage})
     curve, bank = train(settings, tmp_path, workers=2)
     expected = [point["loss"] for point in reference[0]]
     assert [point["loss"] for point in curve] == pytest.approx(expected, rel=1e-5)
