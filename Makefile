@@ -14,15 +14,20 @@ FETCHED := cache/ml-100k/ml-100k.inter cache/models/smollm2-135m-instruct/config
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test train serve install fetch lint docs constraints clean
+.PHONY: demo test test-ray test-rest train serve install fetch lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
 	$(RUN) jobs.demo
 
 test: $(TESTED)                         ## everything that .ci/run runs
-	$(MAKE) --jobs=2 lint fetch
-	$(RUN) pytest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-ray lint test-rest
+
+test-ray: $(TESTED) $(FETCHED)          # waits often: the others run meanwhile
+	$(RUN) pytest -m ray
+
+test-rest: $(TESTED) $(FETCHED)
+	$(RUN) pytest -m "not ray"
 
 train: $(INSTALLED) $(FETCHED)          ## all of MovieLens-100K, or CONFIG=...
 	$(RUN) jobs.train_reclora --config $(CONFIG)

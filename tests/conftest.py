@@ -45,7 +45,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(         # Ray workers import `engine
     [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+hypothesis.settings.register_profile("suite")    # no test fails by the clock
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

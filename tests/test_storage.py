@@ -125,7 +125,7 @@ def test_tensors_come_back_with_shape_and_type(root: str) -> None:
     rows=st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=4))),
     cut=st.integers(0, 20),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_equal_tables_give_equal_bytes(
     rows: list[tuple[str, list[int]]], cut: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

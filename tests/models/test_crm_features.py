@@ -65,7 +65,7 @@ def test_level_codes_tell_ratings_and_labels_apart() -> None:
     assert num_levels(world.SOURCE) == 11
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 25), st.integers(0, 30), st.integers(0, 2**16))
 def test_what_comes_after_a_row_changes_nothing(length: int, more: int, seed: int) -> None:
     past = world.history(length, seed)

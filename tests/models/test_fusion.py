@@ -49,7 +49,7 @@ def test_two_scores_that_mislead_leave_the_base_rate():
     assert probabilities(np.array(bias)) == pytest.approx(labels.mean())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(-2, 2), st.floats(-1, 1), st.floats(0.2, 5))
 def test_fusion_is_never_worse_than_the_crm_on_its_own_rows(seed, crm_true, llm_true, scale):
     crm, llm, labels = draw(seed, 120, crm_true, llm_true)

@@ -99,7 +99,7 @@ def test_sum_of_products_has_no_cross_terms_and_may_exceed_rank_r() -> None:
 
 
 @BOTH_MODES
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     adapters=st.integers(1, 6), rank=st.integers(1, 4), rows=st.integers(1, 3),
     seed=st.integers(0, 9),

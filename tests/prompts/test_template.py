@@ -113,7 +113,7 @@ def test_candidate_scope_shows_the_past_most_like_each_candidate() -> None:
     assert all(len(built.prompt.blocks) == 1 for built in prompts)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     length=st.integers(0, 40), size=st.integers(0, 20), share=st.floats(0, 1),
     max_tokens=st.integers(200, 500),

@@ -51,7 +51,7 @@ def test_filters_come_before_the_limit(world: TinyWorld, release: LoadedRelease)
 values = st.sampled_from(["Action", "Comedy", "Drama", "Horror", "no such genre"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     genres=st.none() | st.lists(values, max_size=3),
     years=st.none() | st.lists(st.integers(1979, 2000).map(str), max_size=6),

@@ -58,7 +58,7 @@ def slow_reference(
     return chosen + [-1] * (size - len(chosen))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 7), max_size=30), st.integers(1, 8), st.integers(1, 40),
     st.integers(0, 2**16), st.integers(1, 50),

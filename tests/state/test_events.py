@@ -83,7 +83,7 @@ any_event = st.builds(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(batches=st.lists(st.lists(any_event, max_size=6), max_size=4))
 def test_append_equals_a_dictionary_that_keeps_the_first(

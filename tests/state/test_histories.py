@@ -81,7 +81,7 @@ text_ids = st.text(
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     events=st.lists(st.tuples(text_ids, st.integers(0, 3)), max_size=12, unique=True),
