@@ -15,7 +15,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from engine.errors import ArtifactError, DataError
-from engine.metrics import check_logits, log_loss
+from engine.metrics.ctr import log_loss
+from engine.metrics.estimates import check_finite
 from engine.types import FloatArray, IntArray
 
 FORMAT_VERSION = 1
@@ -117,7 +118,7 @@ def fit_weights(scores: Sequence[FloatArray], labels: IntArray) -> tuple[list[fl
     """
     if len(np.unique(labels)) < 2:
         raise DataError(f"fusion needs rows of both labels, got {len(labels)} rows of one")
-    columns = [check_logits(each) for each in scores]
+    columns = [check_finite(each) for each in scores]
     solutions = [_fit_subset(columns, subset, labels) for subset in _subsets(len(columns))]
     allowed = [each for each in solutions if min(each[0]) >= 0]
     return min(allowed, key=lambda each: _loss(columns, each, labels))

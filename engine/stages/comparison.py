@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from engine import metrics, storage
+from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig, EvaluationConfig
 from engine.errors import ArtifactError
-from engine.metrics import METRICS, Estimate, Interval
+from engine.metrics import ctr
+from engine.metrics.ctr import METRICS
+from engine.metrics.estimates import Estimate, Interval, differences
+from engine.metrics.gates import gate_statistics
 from engine.models.fusion import Fusion
 from engine.stages.score_rows import ScoreRows, read_all, read_sample, sample_slates
 from engine.types import FeedbackKind, FloatArray, Window
@@ -93,7 +96,7 @@ def _table(group: ScoreRows, fusion: Fusion, config: EngineConfig) -> dict[str, 
         "differences": {
             f"{one} - {other}": {
                 name: _json(each)
-                for name, each in metrics.differences(estimates[one], estimates[other]).items()
+                for name, each in differences(estimates[one], estimates[other]).items()
             }
             for one, other in DIFFERENCES if one in estimates and other in estimates
         },
@@ -105,7 +108,7 @@ def _estimates(
 ) -> dict[str, dict[str, Estimate]]:
     settings: EvaluationConfig = config.evaluation
     return {
-        name: metrics.measure(
+        name: ctr.measure(
             group.rows, logits, num_draws=settings.bootstrap_draws, seed=config.run.seed
         )
         for name, logits in model_logits(group, fusion).items()
@@ -152,7 +155,7 @@ def _reliability(sample: ScoreRows, logits: Mapping[str, FloatArray]) -> dict[st
         name: [
             {"probability": point.mean_probability, "rate": point.positive_rate,
              "rows": point.num_rows}
-            for point in metrics.reliability(sample.rows.labels_N, logits[name])
+            for point in ctr.reliability(sample.rows.labels_N, logits[name])
         ]
         for name in ("crm", "crm_calibrated", "llm", "fused") if name in logits
     }
@@ -177,7 +180,7 @@ def _gates(scores: Artifact) -> dict[str, Any]:
     if scores.path(GATES_FILE) not in scores.files():
         return {"gates": None, "gates_heat_map": []}
     gates_UGK = _user_gates(scores)
-    found = metrics.gate_statistics(gates_UGK)
+    found = gate_statistics(gates_UGK)
     heat_map_UK = gates_UGK[:MAX_HEAT_MAP_USERS].mean(axis=1)
     return {
         "gates": {

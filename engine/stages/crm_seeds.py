@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from engine import metrics, storage
+from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.schema import part_name
+from engine.metrics import ctr
 from engine.stages.crm import score_crm, train_crm
 from engine.types import Window
 
@@ -39,10 +40,10 @@ def _test_metrics(config: EngineConfig, slates: Artifact, scores: Artifact) -> d
     users, labels, row_logits, logits = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    rows = metrics.Rows.of(users, labels)
+    rows = ctr.Rows.of(users, labels)
     return {
-        "auc": metrics.auc(labels, row_logits), "slate_auc": metrics.auc(labels, logits),
-        "gauc": metrics.gauc(rows, row_logits),
+        "auc": ctr.auc(labels, row_logits), "slate_auc": ctr.auc(labels, logits),
+        "gauc": ctr.gauc(rows, row_logits),
     }
 
 

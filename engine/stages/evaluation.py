@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from engine import artifacts, metrics, storage
+from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
+from engine.metrics.ctr import log_loss
 from engine.models.fusion import Fusion
 from engine.stages.comparison import compare_models
 from engine.stages.quality import find_table, quality_lines
@@ -32,9 +33,9 @@ def fit_fusion(run: str, config: EngineConfig, scores: Artifact) -> Artifact:
         crm, llm = sample.scores["crm_logit"], sample.scores["llm_logit"]
         fusion = Fusion.fit(crm, llm, labels, sample.scores["popularity"])
         losses = {
-            "crm": metrics.log_loss(labels, crm),
-            "crm_calibrated": metrics.log_loss(labels, fusion.crm.apply(crm)),
-            "fused": metrics.log_loss(labels, fusion.combine(crm, llm)),
+            "crm": log_loss(labels, crm),
+            "crm_calibrated": log_loss(labels, fusion.crm.apply(crm)),
+            "fused": log_loss(labels, fusion.combine(crm, llm)),
         }
         validation = {
             "rows": len(labels), "users": sample.rows.num_users, "log_loss": losses,

@@ -17,7 +17,7 @@ from engine import storage
 from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.errors import ArtifactError
-from engine.metrics import LOWER_IS_BETTER
+from engine.metrics.ctr import LOWER_IS_BETTER
 from engine.stages import plots
 from engine.stages.comparison import DIFFERENCES
 from engine.stages.quality import find_table

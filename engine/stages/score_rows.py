@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from engine import storage
 from engine.artifacts import Artifact
 from engine.errors import ArtifactError
-from engine.metrics import Rows
+from engine.metrics.ctr import Rows
 from engine.types import FeedbackKind, FloatArray, IntArray, Window
 
 ALL_COLUMNS = ("popularity", "crm_row_logit", "crm_logit")

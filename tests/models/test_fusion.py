@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ArtifactError, DataError
-from engine.metrics import auc, log_loss, probabilities
+from engine.metrics.ctr import auc, log_loss, probabilities
 from engine.models.fusion import Calibration, Fusion, fit_weights
 
 

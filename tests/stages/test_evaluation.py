@@ -5,9 +5,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from engine import metrics, storage
+from engine import storage
 from engine.config import EngineConfig, EvaluationConfig, TargetsConfig
 from engine.errors import ArtifactError
+from engine.metrics.ctr import auc
+from engine.metrics.gates import gate_statistics
 from engine.models.fusion import Fusion
 from engine.stages.evaluation import evaluate, fit_fusion, group_seeds
 from engine.stages.quality import find_table, quality_lines, summary_lines
@@ -73,7 +75,7 @@ def test_point_values_equal_the_metric_on_the_test_rows_alone(scores, report):
     found = find_table(report, "test", "all")
     assert (found["num_rows"], found["num_users"]) == (NUM_USERS * ROWS, NUM_USERS)
     for model, column in (("crm_row", "crm_row_logit"), ("crm", "crm_logit")):
-        expected = metrics.auc(table["label"].to_numpy(), table[column].to_numpy())
+        expected = auc(table["label"].to_numpy(), table[column].to_numpy())
         assert found["models"][model]["auc"]["value"] == pytest.approx(expected)
 
 
@@ -128,7 +130,7 @@ def test_gates_are_those_of_each_test_user_s_first_slate(scores, report):
         place for place, slate in enumerate(slates)
         if slate.endswith(f":{int(Window.TEST)}:0")
     ]
-    expected = metrics.gate_statistics(tensors[wanted])
+    expected = gate_statistics(tensors[wanted])
     assert report["gates"]["num_users"] == SAMPLED
     assert report["gates"]["variation"] == pytest.approx(expected.variation)
     assert report["gates"]["load"] == pytest.approx(list(expected.load_K))

@@ -1,61 +1,30 @@
-"""Metrics of logits against labels, with intervals from a paired bootstrap over users; of gates.
+"""Metrics of logits against labels, with draws of a paired bootstrap over users.
 
 Arrays of one call have equal length (rows). Letters here: N rows, U users, D draws, C calibration
-bins; for gates S slates or users, G gates, K adapters. A metric that needs both labels is NaN
-where only one is there; `Estimate.interval` turns that into None. NaN among the logits is a
+bins. A metric that needs both labels is NaN where only one is there. NaN among the logits is a
 DataError: a model that yields it has no metric.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from engine.errors import DataError
+from engine.metrics.estimates import (
+    CHUNK_CELLS,
+    Estimate,
+    check_finite,
+    draw_users,
+    ratio,
+)
 from engine.types import FloatArray, IntArray
 
 METRICS = ("auc", "gauc", "gauc_mean", "log_loss", "accuracy", "ece")
 """gauc weights a user's AUC by rows, gauc_mean does not; ece: expected calibration error."""
 
 LOWER_IS_BETTER = frozenset({"log_loss", "ece"})
-COVERAGE = 0.95
 CALIBRATION_BINS = 15
-_CHUNK_CELLS = 4_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A value and the percentile interval of its draws."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        """Return the JSON form."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A metric on the rows and on each draw of users; NaN where it is not defined."""
-
-    value: float
-    draws_D: FloatArray
-
-    def minus(self, other: "Estimate") -> "Estimate":
-        """Return the difference; it is paired, as both were measured on the same Rows and seed."""
-        return Estimate(self.value - other.value, self.draws_D - other.draws_D)
-
-    def interval(self) -> Interval | None:
-        """Return the 95% percentile interval over the defined draws, None if there is no value."""
-        defined = self.draws_D[~np.isnan(self.draws_D)]
-        if np.isnan(self.value) or not len(defined):
-            return None
-        margin = 50 * (1 - COVERAGE)
-        low, high = np.percentile(defined, [margin, 100 - margin])
-        return Interval(float(self.value), float(low), float(high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +46,6 @@ class Rows:
         return len(self.labels_N)
 
 
-def check_logits(logits_N: FloatArray) -> FloatArray:
-    """Return the logits as float64; raise DataError if one is not finite."""
-    logits = np.asarray(logits_N, np.float64)
-    if not np.isfinite(logits).all():
-        bad = int((~np.isfinite(logits)).sum())
-        raise DataError(f"{bad} of {len(logits)} logits are NaN or infinite")
-    return logits
-
-
 def probabilities(logits: FloatArray) -> FloatArray:
     """Return 1 / (1 + exp(-logit)) without overflow."""
     values: FloatArray = np.exp(-np.logaddexp(0.0, -np.asarray(logits, np.float64)))
@@ -99,7 +59,7 @@ def row_losses(labels_N: IntArray, logits_N: FloatArray) -> FloatArray:
 
 def auc(labels_N: IntArray, logits_N: FloatArray) -> float:
     """Return the area under the ROC curve; ties count half; NaN if only one label is there."""
-    logits = check_logits(logits_N)
+    logits = check_finite(logits_N)
     if len(np.unique(labels_N)) < 2:
         return float("nan")
     return float(roc_auc_score(labels_N, logits))
@@ -107,13 +67,13 @@ def auc(labels_N: IntArray, logits_N: FloatArray) -> float:
 
 def log_loss(labels_N: IntArray, logits_N: FloatArray) -> float:
     """Return the mean cross-entropy in nats; NaN without rows."""
-    losses = row_losses(labels_N, check_logits(logits_N))
+    losses = row_losses(labels_N, check_finite(logits_N))
     return float(losses.mean()) if len(losses) else float("nan")
 
 
 def accuracy(labels_N: IntArray, logits_N: FloatArray) -> float:
     """Return the share of rows on the right side of probability 0.5 (a logit of 0 counts as 1)."""
-    right = (check_logits(logits_N) >= 0) == (np.asarray(labels_N) == 1)
+    right = (check_finite(logits_N) >= 0) == (np.asarray(labels_N) == 1)
     return float(right.mean()) if len(right) else float("nan")
 
 
@@ -134,12 +94,12 @@ def user_aucs(rows: Rows, logits_N: FloatArray) -> FloatArray:
     rank_sums = np.bincount(users, ranks_N * labels, rows.num_users)
     pairs = positives * negatives
     wins = rank_sums - positives * (positives + 1) / 2
-    return _ratio(wins, pairs)
+    return ratio(wins, pairs)
 
 
 def gauc(rows: Rows, logits_N: FloatArray, *, weighted: bool = True) -> float:
     """Return the mean AUC of users with both labels, weighted by their rows or not at all."""
-    aucs = user_aucs(rows, check_logits(logits_N))
+    aucs = user_aucs(rows, check_finite(logits_N))
     kept = ~np.isnan(aucs)
     sizes = np.bincount(rows.users_N, minlength=rows.num_users)[kept]
     weights = sizes if weighted else np.ones(len(sizes))
@@ -156,7 +116,7 @@ def calibration_error(
     labels_N: IntArray, logits_N: FloatArray, num_bins: int = CALIBRATION_BINS
 ) -> float:
     """Return sum over bins of (share of rows) * |mean probability - positive rate|."""
-    logits = check_logits(logits_N)
+    logits = check_finite(logits_N)
     gaps = probabilities(logits) - labels_N
     per_bin = np.bincount(calibration_bins(logits, num_bins), gaps, num_bins)
     return float(np.abs(per_bin).sum() / len(gaps)) if len(gaps) else float("nan")
@@ -175,7 +135,7 @@ def reliability(
     labels_N: IntArray, logits_N: FloatArray, num_bins: int = CALIBRATION_BINS
 ) -> list[ReliabilityBin]:
     """Return the bins that hold rows, from low to high probability."""
-    logits = check_logits(logits_N)
+    logits = check_finite(logits_N)
     bins = calibration_bins(logits, num_bins)
     rows_of = [np.flatnonzero(bins == k) for k in range(num_bins)]
     predicted, labels = probabilities(logits), np.asarray(labels_N)
@@ -183,20 +143,6 @@ def reliability(
         ReliabilityBin(float(predicted[rows].mean()), float(labels[rows].mean()), len(rows))
         for rows in rows_of if len(rows)
     ]
-
-
-def draw_users(num_users: int, num_draws: int, seed: int, chunk: int) -> Iterator[FloatArray]:
-    """Yield how often each user is drawn, `chunk` draws at a time: [<= chunk, U].
-
-    Each draw takes `num_users` users with replacement. The draws depend on the number of users and
-    the seed alone, so two models measured on the same rows see the same draws.
-    """
-    rng = np.random.default_rng(seed)
-    for start in range(0, num_draws, chunk):
-        yield np.stack([
-            np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
-            for _ in range(min(chunk, num_draws - start))
-        ]).astype(np.float64)
 
 
 class WeightedAUC:
@@ -221,7 +167,7 @@ class WeightedAUC:
         negative = np.add.reduceat(weights_DN - positive_DN, self._tie_starts, axis=1)
         before = np.cumsum(negative, axis=1) - negative
         wins = (positive * (before + negative / 2)).sum(axis=1)
-        return _ratio(wins, positive.sum(axis=1) * negative.sum(axis=1))
+        return ratio(wins, positive.sum(axis=1) * negative.sum(axis=1))
 
 
 class UserSums:
@@ -250,9 +196,9 @@ class UserSums:
         size, loss, right, auc_rows, rows, auc_users, users = (weights_DU @ self._sums_UK).T
         gaps_DC = np.abs(weights_DU @ self._gaps_UC)
         return {
-            "gauc": _ratio(auc_rows, rows), "gauc_mean": _ratio(auc_users, users),
-            "log_loss": _ratio(loss, size), "accuracy": _ratio(right, size),
-            "ece": _ratio(gaps_DC.sum(axis=1), size),
+            "gauc": ratio(auc_rows, rows), "gauc_mean": ratio(auc_users, users),
+            "log_loss": ratio(loss, size), "accuracy": ratio(right, size),
+            "ece": ratio(gaps_DC.sum(axis=1), size),
         }
 
 
@@ -265,7 +211,7 @@ def measure(
     is O(num_draws * N) and memory is bounded by a chunk of draws. Drawing users anew widens the
     gaps that ece sums up as absolute values; its draws are shifted back by their mean excess.
     """
-    logits = check_logits(logits_N)
+    logits = check_finite(logits_N)
     if len(logits) != len(rows):
         raise DataError(f"{len(logits)} logits for {len(rows)} rows")
     if not len(rows):
@@ -276,83 +222,8 @@ def measure(
         return {"auc": weighted_auc(weights_DU), **sums(weights_DU)}
 
     once = metrics(np.ones((1, rows.num_users)))
-    chunk = max(1, _CHUNK_CELLS // len(rows))
+    chunk = max(1, CHUNK_CELLS // len(rows))
     parts = [metrics(each) for each in draw_users(rows.num_users, num_draws, seed, chunk)]
     draws = {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
     draws["ece"] = np.maximum(0.0, draws["ece"] - (draws["ece"].mean() - once["ece"]))
     return {name: Estimate(float(once[name][0]), draws[name]) for name in METRICS}
-
-
-def differences(
-    first: Mapping[str, Estimate], second: Mapping[str, Estimate]
-) -> dict[str, Interval | None]:
-    """Return the paired interval of first - second for each metric."""
-    return {name: first[name].minus(second[name]).interval() for name in METRICS}
-
-
-@dataclass(frozen=True, slots=True)
-class GateStatistics:
-    """How gates route: sharply or evenly, and how much they differ between users."""
-
-    num_users: int
-    num_gates: int
-    num_adapters: int
-    entropy: float
-    """Mean entropy of a gate in nats."""
-    entropy_share: float
-    """The same over ln K: 1 is uniform, 0 is one adapter alone."""
-    load_K: tuple[float, ...]
-    """Mean weight of each adapter."""
-    load_entropy_share: float
-    """Entropy of the mean weights of each gate over ln K: how evenly the bank is used."""
-    variation: float
-    """Mean total variation, 0.5 * sum_k |a_k - b_k|, over all pairs of users and all gates."""
-    variation_G: tuple[float, ...]
-    """The same for each gate."""
-    spread: float
-    """Mean standard deviation of a weight over users."""
-
-
-def entropies(gates: FloatArray) -> FloatArray:
-    """Return -sum a ln a over the last axis, in nats; 0 ln 0 is 0."""
-    gates = np.asarray(gates, np.float64)
-    logs = np.log(gates, out=np.zeros_like(gates), where=gates > 0)
-    summed: FloatArray = -(gates * logs).sum(axis=-1)
-    return summed
-
-
-def pairwise_variation(gates_SGK: FloatArray) -> FloatArray:
-    """Return the mean total variation over all pairs, for each gate [G]; zeros for one user.
-
-    Exact without visiting pairs: sorted values x_(i) give sum_(i<j) |x_i - x_j| =
-    sum_i (2 i - S + 1) x_(i).
-    """
-    num = len(gates_SGK)
-    if num < 2:
-        return np.zeros(gates_SGK.shape[1])
-    factors_S = 2.0 * np.arange(num) - num + 1
-    gaps_GK = np.tensordot(factors_S, np.sort(gates_SGK.astype(np.float64), axis=0), axes=1)
-    mean_G: FloatArray = gaps_GK.sum(axis=-1) / (num * (num - 1))
-    return mean_G
-
-
-def gate_statistics(gates_SGK: FloatArray) -> GateStatistics:
-    """Return the statistics of gates [S, G, K], one entry for each user; weights sum to 1."""
-    if gates_SGK.ndim != 3 or not gates_SGK.size:
-        raise DataError(f"gates must be [users, gates, adapters], got shape {gates_SGK.shape}")
-    num_users, num_gates, num_adapters = gates_SGK.shape
-    gates = check_logits(gates_SGK)
-    full = np.log(num_adapters) if num_adapters > 1 else 1.0
-    entropy = float(entropies(gates).mean())
-    variation_G = pairwise_variation(gates)
-    return GateStatistics(
-        num_users, num_gates, num_adapters, entropy, entropy / full,
-        tuple(gates.mean(axis=(0, 1)).tolist()),
-        float(entropies(gates.mean(axis=0)).mean() / full),
-        float(variation_G.mean()), tuple(variation_G.tolist()), float(gates.std(axis=0).mean()),
-    )
-
-
-def _ratio(top: FloatArray, bottom: FloatArray | IntArray) -> FloatArray:
-    ratio: FloatArray = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
-    return ratio

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from engine import metrics
 from engine.errors import DataError
-from engine.metrics import Estimate, Rows
+from engine.metrics import ctr
+from engine.metrics.ctr import Rows
+from engine.metrics.estimates import Estimate, differences, draw_users
 
 
 def sample(seed: int, rows: int = 200, users: int = 12, ties: bool = True):
@@ -21,13 +22,13 @@ def sample(seed: int, rows: int = 200, users: int = 12, ties: bool = True):
 
 def test_auc_counts_ordered_pairs_and_half_of_the_ties():
     labels, logits = np.array([1, 0, 1, 0]), np.array([2.0, 1.0, 1.0, -3.0])
-    assert metrics.auc(labels, logits) == (1 + 1 + 0.5 + 1) / 4
+    assert ctr.auc(labels, logits) == (1 + 1 + 0.5 + 1) / 4
 
 
 def test_auc_of_one_label_is_nan_and_has_no_interval():
     rows = Rows.of(np.array([0, 0, 1]), np.array([1, 1, 1]))
-    measured = metrics.measure(rows, np.zeros(3), num_draws=100, seed=1)
-    assert np.isnan(metrics.auc(rows.labels_N, np.zeros(3)))
+    measured = ctr.measure(rows, np.zeros(3), num_draws=100, seed=1)
+    assert np.isnan(ctr.auc(rows.labels_N, np.zeros(3)))
     assert measured["auc"].interval() is None
     assert measured["log_loss"].interval() is not None
 
@@ -35,15 +36,15 @@ def test_auc_of_one_label_is_nan_and_has_no_interval():
 def test_nan_logits_are_refused():
     rows = Rows.of(np.array([0, 1]), np.array([0, 1]))
     with pytest.raises(DataError, match="1 of 2"):
-        metrics.measure(rows, np.array([0.0, np.nan]), num_draws=100, seed=1)
+        ctr.measure(rows, np.array([0.0, np.nan]), num_draws=100, seed=1)
 
 
 @pytest.mark.parametrize("ties", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_point_metrics_equal_scikit_learn(seed, ties):
     rows, logits = sample(seed, ties=ties)
-    chance = metrics.probabilities(logits)
-    measured = metrics.measure(rows, logits, num_draws=100, seed=0)
+    chance = ctr.probabilities(logits)
+    measured = ctr.measure(rows, logits, num_draws=100, seed=0)
     assert measured["auc"].value == pytest.approx(reference.roc_auc_score(rows.labels_N, logits))
     assert measured["log_loss"].value == pytest.approx(reference.log_loss(rows.labels_N, chance))
     right = reference.accuracy_score(rows.labels_N, chance >= 0.5)
@@ -52,21 +53,21 @@ def test_point_metrics_equal_scikit_learn(seed, ties):
 
 def test_measured_values_equal_the_plain_functions():
     rows, logits = sample(7)
-    measured = metrics.measure(rows, logits, num_draws=100, seed=0)
+    measured = ctr.measure(rows, logits, num_draws=100, seed=0)
     plain = {
-        "auc": metrics.auc(rows.labels_N, logits),
-        "gauc": metrics.gauc(rows, logits),
-        "gauc_mean": metrics.gauc(rows, logits, weighted=False),
-        "log_loss": metrics.log_loss(rows.labels_N, logits),
-        "accuracy": metrics.accuracy(rows.labels_N, logits),
-        "ece": metrics.calibration_error(rows.labels_N, logits),
+        "auc": ctr.auc(rows.labels_N, logits),
+        "gauc": ctr.gauc(rows, logits),
+        "gauc_mean": ctr.gauc(rows, logits, weighted=False),
+        "log_loss": ctr.log_loss(rows.labels_N, logits),
+        "accuracy": ctr.accuracy(rows.labels_N, logits),
+        "ece": ctr.calibration_error(rows.labels_N, logits),
     }
-    assert {name: measured[name].value for name in metrics.METRICS} == pytest.approx(plain)
+    assert {name: measured[name].value for name in ctr.METRICS} == pytest.approx(plain)
 
 
 def test_user_aucs_equal_scikit_learn_user_by_user():
     rows, logits = sample(3, rows=80, users=15)
-    for user, value in enumerate(metrics.user_aucs(rows, logits)):
+    for user, value in enumerate(ctr.user_aucs(rows, logits)):
         mine = rows.users_N == user
         if len(np.unique(rows.labels_N[mine])) < 2:
             assert np.isnan(value)
@@ -80,28 +81,28 @@ def test_gauc_weighs_users_by_their_rows_and_leaves_out_users_of_one_label():
     labels = np.array([1, 0, 1, 0, 0, 0, 1, 1])
     logits = np.array([1.0, 0.0, -1.0, 0.0, 0.0, -2.0, 5.0, 5.0])      # AUC 1, 1/3, none
     rows = Rows.of(users, labels)
-    assert metrics.gauc(rows, logits) == pytest.approx((2 * 1 + 4 / 3) / 6)
-    assert metrics.gauc(rows, logits, weighted=False) == pytest.approx((1 + 1 / 3) / 2)
+    assert ctr.gauc(rows, logits) == pytest.approx((2 * 1 + 4 / 3) / 6)
+    assert ctr.gauc(rows, logits, weighted=False) == pytest.approx((1 + 1 / 3) / 2)
 
 
 def test_log_loss_stays_finite_at_huge_logits():
-    assert metrics.log_loss(np.array([1, 0]), np.array([-1e4, -1e4])) == pytest.approx(5e3)
+    assert ctr.log_loss(np.array([1, 0]), np.array([-1e4, -1e4])) == pytest.approx(5e3)
 
 
 def test_calibration_error_of_an_example_by_hand():
     labels = np.array([1, 0, 1, 1])
     logits = np.log(np.array([0.25, 0.25, 0.8, 0.8]) / np.array([0.75, 0.75, 0.2, 0.2]))
     expected = 0.5 * abs(0.25 - 0.5) + 0.5 * abs(0.8 - 1.0)
-    assert metrics.calibration_error(labels, logits, num_bins=2) == pytest.approx(expected)
-    low, high = metrics.reliability(labels, logits, num_bins=2)
+    assert ctr.calibration_error(labels, logits, num_bins=2) == pytest.approx(expected)
+    low, high = ctr.reliability(labels, logits, num_bins=2)
     assert (low.mean_probability, low.positive_rate, low.num_rows) == pytest.approx((0.25, 0.5, 2))
     assert (high.mean_probability, high.positive_rate) == pytest.approx((0.8, 1.0))
 
 
 def test_draws_equal_measuring_the_resampled_rows_one_by_one():
     rows, logits = sample(5, rows=90, users=9)
-    measured = metrics.measure(rows, logits, num_draws=20, seed=4)
-    counts_DU = np.concatenate(list(metrics.draw_users(9, 20, 4, chunk=20))).astype(int)
+    measured = ctr.measure(rows, logits, num_draws=20, seed=4)
+    counts_DU = np.concatenate(list(draw_users(9, 20, 4, chunk=20))).astype(int)
     raw_errors = []
     for draw, counts_U in enumerate(counts_DU):
         again = np.concatenate([
@@ -109,10 +110,10 @@ def test_draws_equal_measuring_the_resampled_rows_one_by_one():
             for user, times in enumerate(counts_U)
         ])
         labels, scores = rows.labels_N[again], logits[again]
-        assert measured["auc"].draws_D[draw] == pytest.approx(metrics.auc(labels, scores))
-        assert measured["log_loss"].draws_D[draw] == pytest.approx(metrics.log_loss(labels, scores))
-        raw_errors.append(metrics.calibration_error(labels, scores))
-        aucs = metrics.user_aucs(rows, logits)
+        assert measured["auc"].draws_D[draw] == pytest.approx(ctr.auc(labels, scores))
+        assert measured["log_loss"].draws_D[draw] == pytest.approx(ctr.log_loss(labels, scores))
+        raw_errors.append(ctr.calibration_error(labels, scores))
+        aucs = ctr.user_aucs(rows, logits)
         weights = counts_U * np.bincount(rows.users_N) * ~np.isnan(aucs)
         assert measured["gauc"].draws_D[draw] == pytest.approx(
             np.average(np.nan_to_num(aucs), weights=weights)
@@ -124,8 +125,8 @@ def test_draws_equal_measuring_the_resampled_rows_one_by_one():
 
 def test_weighted_auc_equals_scikit_learn_with_sample_weights():
     rows, logits = sample(11, rows=300, users=20)
-    weights_DU = next(metrics.draw_users(20, 5, 2, chunk=5))
-    found = metrics.WeightedAUC(rows, logits)(weights_DU)
+    weights_DU = next(draw_users(20, 5, 2, chunk=5))
+    found = ctr.WeightedAUC(rows, logits)(weights_DU)
     for weights_U, value in zip(weights_DU, found, strict=True):
         expected = reference.roc_auc_score(
             rows.labels_N, logits, sample_weight=weights_U[rows.users_N]
@@ -134,17 +135,17 @@ def test_weighted_auc_equals_scikit_learn_with_sample_weights():
 
 
 def test_draws_do_not_depend_on_the_chunk():
-    whole = np.concatenate(list(metrics.draw_users(13, 30, 8, chunk=30)))
-    parts = np.concatenate(list(metrics.draw_users(13, 30, 8, chunk=7)))
+    whole = np.concatenate(list(draw_users(13, 30, 8, chunk=30)))
+    parts = np.concatenate(list(draw_users(13, 30, 8, chunk=7)))
     assert np.array_equal(whole, parts)
     assert (whole.sum(axis=1) == 13).all()
 
 
 def test_a_model_differs_from_itself_by_exactly_zero():
     rows, logits = sample(2)
-    first = metrics.measure(rows, logits, num_draws=100, seed=3)
-    second = metrics.measure(rows, logits, num_draws=100, seed=3)
-    for interval in metrics.differences(first, second).values():
+    first = ctr.measure(rows, logits, num_draws=100, seed=3)
+    second = ctr.measure(rows, logits, num_draws=100, seed=3)
+    for interval in differences(first, second).values():
         assert interval is not None
         assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
 
@@ -153,8 +154,8 @@ def test_a_paired_interval_is_narrower_than_unpaired_ones():
     rng = np.random.default_rng(0)
     rows, logits = sample(6, rows=600, users=40, ties=False)
     close = logits + rng.normal(scale=0.05, size=len(logits))
-    first = metrics.measure(rows, logits, num_draws=500, seed=3)["auc"]
-    second = metrics.measure(rows, close, num_draws=500, seed=3)["auc"]
+    first = ctr.measure(rows, logits, num_draws=500, seed=3)["auc"]
+    second = ctr.measure(rows, close, num_draws=500, seed=3)["auc"]
     paired, alone = first.minus(second).interval(), first.interval()
     assert paired is not None
     assert alone is not None
@@ -168,7 +169,7 @@ def test_intervals_cover_the_truth_at_about_their_rate():
         rng = np.random.default_rng(seed)
         labels = np.repeat(rng.integers(2, size=40), 10)
         rows = Rows.of(np.repeat(np.arange(40), 10), labels)
-        interval = metrics.measure(
+        interval = ctr.measure(
             rows, np.full(400, 2.0), num_draws=300, seed=seed
         )["accuracy"].interval()
         assert interval is not None
@@ -189,8 +190,8 @@ def test_auc_is_free_of_row_order_and_of_increasing_maps(seed, slope, shift):
     rows, logits = sample(seed, rows=60, users=5)
     order = np.random.default_rng(seed).permutation(60)
     mixed = Rows(rows.users_N[order], rows.labels_N[order], rows.num_users)
-    one = metrics.measure(rows, logits, num_draws=10, seed=1)
-    two = metrics.measure(mixed, (logits * slope + shift)[order], num_draws=10, seed=1)
+    one = ctr.measure(rows, logits, num_draws=10, seed=1)
+    two = ctr.measure(mixed, (logits * slope + shift)[order], num_draws=10, seed=1)
     for name in ("auc", "gauc", "gauc_mean"):
         assert one[name].value == pytest.approx(two[name].value, nan_ok=True)
         assert one[name].draws_D == pytest.approx(two[name].draws_D, nan_ok=True)
@@ -200,45 +201,3 @@ def test_rows_take_user_ids_as_text():
     rows = Rows.of(np.array(["b", "a", "b"]), np.array([1, 0, 1]))
     assert rows.users_N.tolist() == [1, 0, 1]
     assert rows.num_users == 2
-
-
-def random_gates(seed: int, users: int = 7, gates: int = 5, adapters: int = 4):
-    return np.random.default_rng(seed).dirichlet(np.ones(adapters), size=(users, gates))
-
-
-def test_variation_equals_a_loop_over_all_pairs():
-    gates = random_gates(1)
-    pairs = [(i, j) for i in range(7) for j in range(i)]
-    slow = [
-        np.mean([np.abs(gates[i, g] - gates[j, g]).sum() / 2 for i, j in pairs]) for g in range(5)
-    ]
-    assert metrics.pairwise_variation(gates) == pytest.approx(np.array(slow))
-    assert metrics.gate_statistics(gates).variation == pytest.approx(np.mean(slow))
-
-
-def test_equal_users_do_not_vary_and_opposite_users_vary_by_one():
-    equal = np.repeat(random_gates(2, users=1), 3, axis=0)
-    assert metrics.gate_statistics(equal).variation == pytest.approx(0, abs=1e-12)
-    opposite = np.eye(2)[:, None, :]
-    statistics = metrics.gate_statistics(opposite)
-    assert statistics.variation == 1
-    assert statistics.entropy == 0
-    assert statistics.load_K == (0.5, 0.5)
-    assert statistics.load_entropy_share == pytest.approx(1)
-
-
-def test_uniform_gates_have_full_entropy():
-    statistics = metrics.gate_statistics(np.full((3, 2, 8), 1 / 8))
-    assert statistics.entropy == pytest.approx(np.log(8))
-    assert statistics.entropy_share == pytest.approx(1)
-    assert statistics.spread == 0
-
-
-def test_one_user_and_one_adapter_are_allowed():
-    statistics = metrics.gate_statistics(np.ones((1, 2, 1)))
-    assert (statistics.variation, statistics.entropy_share) == (0, 0)
-
-
-def test_gates_of_a_wrong_shape_are_refused():
-    with pytest.raises(DataError, match="shape"):
-        metrics.gate_statistics(np.ones((3, 4)))
