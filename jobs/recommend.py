@@ -69,8 +69,8 @@ def read_serve_config(path: str) -> tuple[ServingConfig, str]:
     """Return the arguments of the application and its registry; raises ConfigError."""
     if not Path(path).is_file():
         raise ConfigError(f"no Serve config at {path!r}")
-    config = yaml.safe_load(Path(path).read_text())
     try:
+        config = yaml.safe_load(Path(path).read_text())
         [application] = config["applications"]
         registries = {
             deployment["user_config"]["registry"] for deployment in application["deployments"]
@@ -78,7 +78,7 @@ def read_serve_config(path: str) -> tuple[ServingConfig, str]:
         }
         [registry] = registries
         serving = ServingConfig.model_validate(application.get("args") or {})
-    except ValidationError as error:
+    except (ValidationError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(

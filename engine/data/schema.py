@@ -110,6 +110,44 @@ SCORES = pa.schema([
 ])
 """Scores of every row of validation and test: scores/part-00000.parquet."""
 
+EXAM_SLATES = pa.schema([
+    *SLATES,
+    ("item_events", pa.list_(pa.int64())),    # events of each candidate in training
+    ("user_events", pa.int32()),              # events of the user in training
+    ("idle_s", pa.int64()),               # since the last event before the slate; null: the first
+])
+"""The slates that releases are examined on: slates/part-00000.parquet of an exam."""
+
+EXAM_SCORES = pa.schema([
+    ("user_id", pa.string()),
+    ("slate_id", pa.string()),
+    ("item", pa.int32()),                 # index in the histories' catalogue
+    ("label", pa.int8()),
+    ("kind", pa.int8()),                  # types.FeedbackKind
+    ("history_length", pa.int32()),       # events strictly before the slate
+    ("item_events", pa.int64()),
+    ("user_events", pa.int32()),
+    ("idle_s", pa.int64()),
+    ("popularity", pa.float32()),
+    ("crm_row_logit", pa.float32()),      # CRM with the history strictly before the row
+    ("crm_logit", pa.float32()),          # CRM with the history strictly before the slate
+    ("llm_logit", pa.float32()),          # null outside the sample
+])
+"""One release's scores of an exam's rows: scores/part-00000.parquet."""
+
+RANKED_LISTS = pa.schema([
+    ("user_id", pa.string()),
+    ("slate_id", pa.string()),
+    ("liked", pa.list_(pa.int32())),      # items of the slate that the user liked
+    ("kinds", pa.list_(pa.int8())),       # types.FeedbackKind of each
+    ("full", pa.list_(pa.int32())),       # best first: retrieval, CRM, language model
+    ("crm", pa.list_(pa.int32())),        # retrieval, CRM
+    ("popular", pa.list_(pa.int32())),
+    ("history", pa.list_(pa.int32())),    # what the user had, most often first; empty if excluded
+])
+"""One release's rankings of the catalogue, one for each sampled slate with a liked item: items
+are indices in the histories' catalogue."""
+
 RECOMMENDATIONS = pa.schema([
     ("user_id", pa.string()),
     ("rank", pa.int32()),                 # 1 is the best

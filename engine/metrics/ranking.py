@@ -5,6 +5,7 @@ list, U users, D draws. A metric of a query is averaged over queries; users are 
 their queries.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +39,8 @@ class Queries:
 
     @staticmethod
     def of(
-        users: IntArray, lists: list[IntArray], relevant: list[IntArray], depth: int = DEPTH
+        users: IntArray, lists: Sequence[IntArray], relevant: Sequence[IntArray],
+        depth: int = DEPTH,
     ) -> "Queries":
         """Build from user codes or ids, lists of items and the items liked.
 

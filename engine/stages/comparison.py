@@ -12,10 +12,9 @@ import numpy as np
 
 from engine import storage
 from engine.artifacts import Artifact
-from engine.config import EngineConfig, EvaluationConfig
+from engine.config import EngineConfig
 from engine.errors import ArtifactError
 from engine.metrics import ctr
-from engine.metrics.ctr import METRICS
 from engine.metrics.estimates import Estimate, Interval, differences
 from engine.metrics.gates import gate_statistics
 from engine.models.fusion import Fusion
@@ -29,6 +28,8 @@ DIFFERENCES = (
 KINDS = {"repeat": FeedbackKind.REPEAT, "new": FeedbackKind.NEW}
 HISTORY_LENGTHS = {"under 20": (0, 20), "20 to 99": (20, 100), "100 to 499": (100, 500),
                    "500 and over": (500, 2**31)}
+Measured = Mapping[str, Mapping[str, Estimate]]
+"""Model -> metric -> estimate."""
 MAX_HEAT_MAP_USERS = 40
 GATES_FILE = "gates.safetensors"
 SLATES_FILE = "slates.json"
@@ -49,7 +50,7 @@ def compare_models(scores: Artifact, fusion: Fusion, config: EngineConfig) -> di
             lengths = _by_history_length(sample, fusion, config)
     logits = model_logits(sample, fusion)
     return {
-        "tables": tables, "history_lengths": lengths, "reliability": _reliability(sample, logits),
+        "tables": tables, "history_lengths": lengths, "reliability": reliability_of(sample, logits),
         "shuffle": _shuffle_effect(logits), **_gates(scores),
     }
 
@@ -83,50 +84,56 @@ def _tables(
         if (group.kinds == kind).any():
             groups[name] = group.of_kind(kind)
     return [
-        {"window": window, "rows": rows, "kind": name, **_table(each, fusion, config)}
+        {"window": window, "rows": rows, "kind": name,
+         **table_of(each, _measure(each, fusion, config))}
         for name, each in groups.items()
     ]
 
 
-def _table(group: ScoreRows, fusion: Fusion, config: EngineConfig) -> dict[str, Any]:
-    estimates = _estimates(group, fusion, config)
+def measure_models(
+    group: ScoreRows, fusion: Fusion, *, num_draws: int, seed: int
+) -> Measured:
+    """Return every metric of every model that has scores; all are paired."""
     return {
-        **_counts(group),
-        "models": {name: _intervals(each) for name, each in estimates.items()},
-        "differences": {
-            f"{one} - {other}": {
-                name: _json(each)
-                for name, each in differences(estimates[one], estimates[other]).items()
-            }
-            for one, other in DIFFERENCES if one in estimates and other in estimates
-        },
-    }
-
-
-def _estimates(
-    group: ScoreRows, fusion: Fusion, config: EngineConfig
-) -> dict[str, dict[str, Estimate]]:
-    settings: EvaluationConfig = config.evaluation
-    return {
-        name: ctr.measure(
-            group.rows, logits, num_draws=settings.bootstrap_draws, seed=config.run.seed
-        )
+        name: ctr.measure(group.rows, logits, num_draws=num_draws, seed=seed)
         for name, logits in model_logits(group, fusion).items()
     }
 
 
-def _counts(group: ScoreRows) -> dict[str, int]:
+def table_of(group: ScoreRows, measured: Measured) -> dict[str, Any]:
+    """Return JSON: counts, each model's intervals, and the paired differences."""
+    return {
+        **counts_of(group),
+        "models": {
+            name: {metric: as_json(each.interval()) for metric, each in values.items()}
+            for name, values in measured.items()
+        },
+        "differences": {
+            f"{one} - {other}": {
+                name: as_json(each)
+                for name, each in differences(measured[one], measured[other]).items()
+            }
+            for one, other in DIFFERENCES if one in measured and other in measured
+        },
+    }
+
+
+def _measure(group: ScoreRows, fusion: Fusion, config: EngineConfig) -> Measured:
+    return measure_models(
+        group, fusion, num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
+    )
+
+
+def counts_of(group: ScoreRows) -> dict[str, int]:
+    """Return rows, users and positives."""
     return {
         "num_rows": len(group.rows), "num_users": group.rows.num_users,
         "num_positives": int(group.rows.labels_N.sum()), "num_rows_in_window": group.total,
     }
 
 
-def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: _json(estimates[name].interval()) for name in METRICS}
-
-
-def _json(interval: Interval | None) -> dict[str, float] | None:
+def as_json(interval: Interval | None) -> dict[str, float] | None:
+    """Return the JSON form; None stays None."""
     return None if interval is None else interval.to_json()
 
 
@@ -140,17 +147,20 @@ def _by_history_length(
             group = sample.where(inside)
             auc = {
                 model: estimates["auc"]
-                for model, estimates in _estimates(group, fusion, config).items()
+                for model, estimates in _measure(group, fusion, config).items()
             }
             buckets.append({
-                "history_length": name, **_counts(group),
-                "auc": {model: _json(each.interval()) for model, each in auc.items()},
-                "fused - crm": _json(auc["fused"].minus(auc["crm"]).interval()),
+                "history_length": name, **counts_of(group),
+                "auc": {model: as_json(each.interval()) for model, each in auc.items()},
+                "fused - crm": as_json(auc["fused"].minus(auc["crm"]).interval()),
             })
     return buckets
 
 
-def _reliability(sample: ScoreRows, logits: Mapping[str, FloatArray]) -> dict[str, Any]:
+def reliability_of(
+    sample: ScoreRows, logits: Mapping[str, FloatArray]
+) -> dict[str, Any]:
+    """Return the points of each model's reliability diagram."""
     return {
         name: [
             {"probability": point.mean_probability, "rate": point.positive_rate,
@@ -174,12 +184,15 @@ def _shuffle_effect(logits: Mapping[str, FloatArray]) -> dict[str, float] | None
 def _gates(scores: Artifact) -> dict[str, Any]:
     """Return statistics over users and the heat map's rows, from test.
 
-    A user counts once, with the first test slate; a slate counts with its first gates (those of
-    its user, or of its first candidate under `target` gates).
+    A slate counts with its first gates: those of its user, or of its first candidate (`target`).
     """
     if scores.path(GATES_FILE) not in scores.files():
         return {"gates": None, "gates_heat_map": []}
-    gates_UGK = _user_gates(scores)
+    return describe_gates(_user_gates(scores))
+
+
+def describe_gates(gates_UGK: FloatArray) -> dict[str, Any]:
+    """Return JSON of gates, one entry for each user: statistics, and rows of the heat map."""
     found = gate_statistics(gates_UGK)
     heat_map_UK = gates_UGK[:MAX_HEAT_MAP_USERS].mean(axis=1)
     return {

@@ -4,22 +4,18 @@
     index.html    the same with figures; needs no other file, no network and no script
 """
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine import storage
 from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.errors import ArtifactError
-from engine.metrics.ctr import LOWER_IS_BETTER
 from engine.stages import plots
 from engine.stages.comparison import DIFFERENCES
+from engine.stages.page import data_uri, render_page
 from engine.stages.quality import find_table
 from engine.types import Window
 
@@ -28,8 +24,6 @@ PAGE_FILE = "index.html"
 TEMPLATE = "report.html.jinja"
 CURVE_FILE = "curve.json"
 DATA_KINDS = ("interactions", "histories", "slates")
-MIN_USERS = 20
-"""Below this an interval over users is too narrow to be read."""
 _RESULT_KINDS = ("evaluation", "fusion")
 
 
@@ -83,14 +77,7 @@ def _timeline(histories: Artifact | None) -> dict[str, int]:
 
 def render(report: Mapping[str, Any]) -> str:
     """Return the page of a report.json."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.filters.update(
-        {"interval": format_interval, "reading": reading, "signed": format_term}
-    )
-    return environment.get_template(TEMPLATE).render(_page(report))
+    return render_page(TEMPLATE, _page(report))
 
 
 def _page(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,33 +122,6 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
     if evaluation["gates"]:
         figures["gates"] = plots.gates_figure(evaluation["gates_heat_map"], evaluation["gates"])
     return figures
-
-
-def data_uri(svg: str) -> str:
-    """Return an image that needs no file."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
-def format_interval(interval: Mapping[str, float] | None, sign: str = "") -> tuple[str, str]:
-    """Return the value and its interval as text; a dash where there is none."""
-    if interval is None:
-        return "-", ""
-    value, low, high = (f"{interval[key]:{sign}.4f}" for key in ("value", "low", "high"))
-    return value, f"{low} to {high}"
-
-
-def format_term(value: float) -> str:
-    """Return a number as the last term of a sum ("- 0.204")."""
-    return f"{'-' if value < 0 else '+'} {abs(value):.3f}"
-
-
-def reading(interval: Mapping[str, float] | None, metric: str, num_users: int) -> str:
-    """Say what a difference's interval shows: better, worse, unclear, or few (users to draw)."""
-    if num_users < MIN_USERS:
-        return "few"
-    if interval is None or interval["low"] <= 0 <= interval["high"]:
-        return "unclear"
-    return "better" if (interval["low"] > 0) != (metric in LOWER_IS_BETTER) else "worse"
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

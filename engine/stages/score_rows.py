@@ -59,7 +59,7 @@ def read_all(scores: Artifact, window: Window, *, max_rows: int) -> ScoreRows:
     kept = []
     for table in _tables(scores, names):
         table = table.filter(pc.equal(table["window"], int(window)))
-        kept.append(table if share == 1 else _keep_users(table, share))
+        kept.append(keep_users(table, share))
     return _rows(pa.concat_tables(kept), window, ALL_COLUMNS, total)
 
 
@@ -88,7 +88,10 @@ def _sample_table(scores: Artifact, window: Window, columns: Sequence[str]) -> p
     return pa.concat_tables(kept)
 
 
-def _keep_users(table: pa.Table, share: float) -> pa.Table:
+def keep_users(table: pa.Table, share: float) -> pa.Table:
+    """Return the rows of a share of the users, whole users by a stable hash."""
+    if share >= 1:
+        return table
     users = table["user_id"].combine_chunks().dictionary_encode()
     names = users.dictionary.to_pylist()
     chosen = np.array([zlib.crc32(f"evaluate:{name}".encode()) / 2**32 < share for name in names])
@@ -98,6 +101,11 @@ def _keep_users(table: pa.Table, share: float) -> pa.Table:
 def _rows(table: pa.Table, window: Window, columns: Sequence[str], total: int) -> ScoreRows:
     if not table.num_rows:
         raise ArtifactError(f"the scores hold no row of window {window.name} to measure")
+    return rows_of(table, columns, total)
+
+
+def rows_of(table: pa.Table, columns: Sequence[str], total: int) -> ScoreRows:
+    """Return the rows of a table of user_id, label, kind, history_length and scores."""
     users = pc.dictionary_encode(table["user_id"].combine_chunks())
     full = [name for name in columns if not table[name].null_count]
     return ScoreRows(

@@ -33,7 +33,7 @@ def _write(uri: str, *, config: EngineConfig, histories: Artifact) -> dict[str, 
     partitions = range(len(histories.files("histories/")))
     sampler = None
     if config.source.label.kind == "implicit":
-        events = _count_items(histories, timeline, partitions)
+        events = count_items(histories, timeline, partitions)
         sampler = NegativeSampler.from_counts(events, config.slates)
     builder = SlateBuilder(config, timeline, sampler)
     counts = map_partitions(partial(_write_partition, uri, histories.uri, builder), partitions)
@@ -89,7 +89,7 @@ def _count(slates: Iterable[Slate]) -> Counter[str]:
     return counts
 
 
-def _count_items(histories: Artifact, timeline: Timeline, partitions: Sequence[int]) -> IntArray:
+def count_items(histories: Artifact, timeline: Timeline, partitions: Sequence[int]) -> IntArray:
     """Return the events of each item before T1, by index."""
     num_items = len(storage.read_table(histories.path("items.parquet"), ["item_id"]))
     total = np.zeros(num_items + 1, np.int64)

@@ -11,15 +11,8 @@ from engine.config import EngineConfig, EvaluationConfig, SourceConfig
 from engine.errors import ArtifactError
 from engine.stages import plots
 from engine.stages.evaluation import evaluate, fit_fusion
-from engine.stages.report import (
-    changed_settings,
-    flatten,
-    format_interval,
-    format_term,
-    reading,
-    render,
-    write_report,
-)
+from engine.stages.page import format_interval, format_term, reading
+from engine.stages.report import changed_settings, flatten, render, write_report
 from tests.synthetic_scores import make_scores
 
 CONFIG = EngineConfig(

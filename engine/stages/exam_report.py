@@ -1,0 +1,309 @@
+"""Releases' answers to one exam -> tables, slices, rankings and paired differences ("exam_report").
+
+    report.json   see `examine`
+    index.html    the same with figures; needs no other file, no network and no script
+
+Every figure has a 95% interval over users; of two releases, rows and draws are the same, so the
+difference is paired.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine import artifacts, storage
+from engine.artifacts import Artifact
+from engine.errors import ArtifactError
+from engine.metrics import ranking
+from engine.metrics.estimates import Estimate, differences
+from engine.metrics.ranking import Queries
+from engine.models.fusion import Fusion
+from engine.stages.comparison import (
+    HISTORY_LENGTHS,
+    KINDS,
+    Measured,
+    as_json,
+    counts_of,
+    describe_gates,
+    measure_models,
+    model_logits,
+    reliability_of,
+    table_of,
+)
+from engine.stages.exam import ITEMS_FILE
+from engine.stages.exam_page import render
+from engine.stages.release_scores import GATES_FILE, SLATES_FILE
+from engine.stages.score_rows import ScoreRows, keep_users, rows_of
+from engine.types import FloatArray, IntArray
+
+REPORT_FILE, PAGE_FILE = "report.json", "index.html"
+ACTIVE_S = 28 * 86_400
+"""A user is active who had an event in the four weeks before the slate."""
+LISTS = ("full", "crm", "popular", "history")
+LIST_DIFFERENCES = (("full", "crm"), ("full", "popular"), ("crm", "popular"), ("full", "history"))
+_COLUMNS = ("popularity", "crm_row_logit", "crm_logit", "llm_logit")
+_KEYS = ("slate_id", "item", "label")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one release answered."""
+
+    release_id: str
+    scores: Artifact
+    fusion: Fusion
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the report is measured."""
+
+    num_draws: int
+    seed: int
+    max_rows: int
+    """Rows (of whole users) on which CRM and popularity are measured."""
+
+
+def report_exam(
+    out: str, exam: Artifact, answers: Sequence[Answers], settings: Settings
+) -> Artifact:
+    """Return the artifact "exam_report" of one release, or of two: the first minus the second."""
+    def write(folder: str) -> dict[str, Any]:
+        report = examine(exam, answers, settings)
+        storage.write_json(storage.join(folder, REPORT_FILE), report)
+        storage.write_bytes(storage.join(folder, PAGE_FILE), render(report).encode())
+        return {"releases": [each.release_id for each in answers]}
+
+    values = {
+        "draws": settings.num_draws, "seed": settings.seed, "max_rows": settings.max_rows,
+        "releases": [[each.release_id, each.scores.key] for each in answers],
+    }
+    return artifacts.make(out, "exam_report", values, [exam], write)
+
+
+def examine(
+    exam: Artifact, answers: Sequence[Answers], settings: Settings
+) -> dict[str, Any]:
+    """Return JSON: exam, settings, releases [tables, rankings, reliability, gates], difference.
+
+    A table stands for each slice of "all" rows (popularity and CRM) and of the "sample" (the
+    language model, too); a ranking for all liked items and, where feedback is implicit, for
+    "repeat" and "new" ones apart.
+    """
+    found = [_Measurement(each, exam, settings) for each in answers]
+    for other in found[1:]:
+        found[0].check_same_questions(other)
+    manifest = exam.manifest()
+    return {
+        "exam": {**exam.facts, **manifest["settings"], "key": exam.key, **manifest["inputs"]},
+        "settings": {"draws": settings.num_draws, "seed": settings.seed,
+                     "max_rows": settings.max_rows},
+        "releases": [each.to_json() for each in found],
+        "difference": found[0].minus(found[1]) if len(found) > 1 else None,
+    }
+
+
+class _Measurement:
+    """All estimates of one release."""
+
+    def __init__(self, answers: Answers, exam: Artifact, settings: Settings) -> None:
+        self.answers = answers
+        everything = read_rows(answers.scores, settings.max_rows)
+        sample = read_sampled(answers.scores)
+        self.keys = {"all": everything.select(_KEYS), "sample": sample.select(_KEYS)}
+        self.groups: dict[tuple[str, str], ScoreRows] = {}
+        for rows, table in (("all", everything), ("sample", sample)):
+            whole = rows_of(table, _COLUMNS, _total(answers.scores, rows, table))
+            for name, mask in slices_of(table).items():
+                if mask.any():
+                    self.groups[rows, name] = whole if mask.all() else whole.where(mask)
+        self.measured: dict[tuple[str, str], Measured] = {
+            key: measure_models(
+                group, answers.fusion, num_draws=settings.num_draws, seed=settings.seed
+            )
+            for key, group in self.groups.items()
+        }
+        self.lists = read_lists(answers.scores)
+        self.queries = queries_of(self.lists)
+        events_I = storage.read_tensors(exam.path(ITEMS_FILE))["events"]
+        self.num_items = len(events_I) - 1
+        self.ranked: dict[tuple[str, str], Mapping[str, Estimate]] = {
+            key: ranking.measure(
+                queries, events_I, num_draws=settings.num_draws, seed=settings.seed
+            )
+            for key, queries in self.queries.items()
+        }
+
+    def check_same_questions(self, other: "_Measurement") -> None:
+        """Raise ArtifactError unless both answered the same rows and lists."""
+        same_lists = self.lists.select(["slate_id", "liked"]).equals(
+            other.lists.select(["slate_id", "liked"])
+        )
+        if self.keys != other.keys or not same_lists:
+            raise ArtifactError(
+                f"releases {self.answers.release_id!r} and {other.answers.release_id!r} did not "
+                "answer the same rows"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one release's part of the report."""
+        sample = self.groups["sample", "all"]
+        logits = model_logits(sample, self.answers.fusion)
+        return {
+            "release_id": self.answers.release_id, "scores": self.answers.scores.key,
+            "modes": self.answers.scores.facts["modes"],
+            "tables": [
+                {"rows": rows, "slice": name,
+                 **table_of(self.groups[rows, name], measured)}
+                for (rows, name), measured in self.measured.items()
+            ],
+            "rankings": [self._ranking(kind) for kind in dict.fromkeys(k for k, _ in self.ranked)],
+            "reliability": reliability_of(sample, logits),
+            **_gates(self.answers.scores),
+        }
+
+    def _ranking(self, kind: str) -> dict[str, Any]:
+        own = {name: each for (of, name), each in self.ranked.items() if of == kind}
+        any_queries = self.queries[kind, "full"]
+        return {
+            "kind": kind, "num_queries": len(any_queries), "num_users": any_queries.num_users,
+            "num_liked": int(any_queries.relevant_Q.sum()),
+            "lists": {
+                name: {
+                    **{metric: as_json(value.interval()) for metric, value in each.items()},
+                    "coverage@10": {"value": ranking.coverage(
+                        self.queries[kind, name], self.num_items
+                    )},
+                }
+                for name, each in own.items()
+            },
+            "differences": {
+                f"{one} - {two}": {
+                    metric: as_json(each)
+                    for metric, each in differences(own[one], own[two]).items()
+                }
+                for one, two in LIST_DIFFERENCES if one in own and two in own
+            },
+        }
+
+    def minus(self, other: "_Measurement") -> dict[str, Any]:
+        """Return the paired intervals of this release minus another, table by table."""
+        return {
+            "first": self.answers.release_id, "second": other.answers.release_id,
+            "tables": [
+                {
+                    "rows": rows, "slice": name, **counts_of(self.groups[rows, name]),
+                    "models": _paired(measured, other.measured[rows, name]),
+                }
+                for (rows, name), measured in self.measured.items()
+            ],
+            "rankings": [
+                {"kind": kind, "list": name, "metrics": {
+                    metric: as_json(each)
+                    for metric, each in differences(own, other.ranked[kind, name]).items()
+                }}
+                for (kind, name), own in self.ranked.items()
+            ],
+        }
+
+
+def _paired(one: Measured, other: Measured) -> dict[str, Any]:
+    return {
+        model: {
+            metric: as_json(each)
+            for metric, each in differences(values, other[model]).items()
+        }
+        for model, values in one.items() if model in other
+    }
+
+
+# ----- rows
+
+
+def read_rows(scores: Artifact, max_rows: int) -> pa.Table:
+    """Return the scores of all rows; above the limit, of whole users by a stable hash."""
+    share = min(1.0, max_rows / max(1, scores.facts["rows"]))
+    return pa.concat_tables(
+        keep_users(storage.read_table(uri), share) for uri in scores.files("scores/")
+    )
+
+
+def read_sampled(scores: Artifact) -> pa.Table:
+    """Return the rows that the language model scored."""
+    return pa.concat_tables(
+        table.filter(pc.is_valid(table["llm_logit"]))
+        for table in map(storage.read_table, scores.files("scores/"))
+    )
+
+
+def _total(scores: Artifact, rows: str, table: pa.Table) -> int:
+    return int(scores.facts["rows"] if rows == "all" else table.num_rows)
+
+
+def slices_of(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the rows of each slice [N]; a user is new, an item cold, that training did not have.
+    """
+    lengths, kinds = table["history_length"].to_numpy(), table["kind"].to_numpy()
+    new, cold = table["user_events"].to_numpy() == 0, table["item_events"].to_numpy() == 0
+    idle_s = table["idle_s"].fill_null(np.iinfo(np.int64).max).to_numpy()
+    has_history = lengths > 0
+    return {
+        "all": np.ones(len(lengths), bool),
+        "new users": new, "old users": ~new,
+        **{
+            f"history {name}": (lengths >= low) & (lengths < high)
+            for name, (low, high) in HISTORY_LENGTHS.items()
+        },
+        "cold items": cold, "warm items": ~cold,
+        "active users": has_history & (idle_s <= ACTIVE_S),
+        "inactive users": has_history & (idle_s > ACTIVE_S),
+        **{f"{name} items of the user": kinds == kind for name, kind in KINDS.items()},
+    }
+
+
+def _gates(scores: Artifact) -> dict[str, Any]:
+    """Return the gates' statistics, one entry for each user: the first slate of the sample."""
+    if scores.path(GATES_FILE) not in scores.files():
+        return {"gates": None, "gates_heat_map": []}
+    gates_SGK: FloatArray = storage.read_tensors(scores.path(GATES_FILE))["gates"]
+    users = storage.read_json(scores.path(SLATES_FILE))["user_ids"]
+    firsts = np.unique(users, return_index=True)[1]
+    return describe_gates(gates_SGK[firsts])
+
+
+# ----- lists
+
+
+def read_lists(scores: Artifact) -> pa.Table:
+    """Return the ranked lists of the sample."""
+    return pa.concat_tables(map(storage.read_table, scores.files("lists/")))
+
+
+def queries_of(lists: pa.Table) -> dict[tuple[str, str], Queries]:
+    """Return the queries by kind of liked item and name of the list, where there are any."""
+    found: dict[tuple[str, str], Queries] = {}
+    kinds = [np.array(each) for each in lists["kinds"].to_pylist()]
+    liked = [np.array(each) for each in lists["liked"].to_pylist()]
+    for name, kind in {"all": None, **KINDS}.items():
+        wanted = [
+            items if kind is None else items[of == kind]
+            for items, of in zip(liked, kinds, strict=True)
+        ]
+        places = [place for place, items in enumerate(wanted) if len(items)]
+        if not places:
+            continue
+        users = np.array(lists["user_id"].to_pylist())[places]
+        for column in LISTS:
+            ranked = [np.array(each, np.int64) for each in lists[column].take(places).to_pylist()]
+            if any(len(each) for each in ranked):
+                found[name, column] = Queries.of(users, ranked, _take(wanted, places))
+    return found
+
+
+def _take(values: Sequence[IntArray], places: Sequence[int]) -> list[IntArray]:
+    return [values[place] for place in places]

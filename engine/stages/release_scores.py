@@ -1,0 +1,339 @@
+"""A release and an exam -> what the release answers (kind "release_scores").
+
+    scores/part-*.parquet     schema.EXAM_SCORES: every row; language model on the sample
+    lists/part-*.parquet      schema.RANKED_LISTS: the sample's slates in which something was liked
+    gates.safetensors         "gates" [slates, G, N]: user mixes of the sample, by slate id
+    slates.json               their slate and user ids
+
+Actors hold the release and answer as the endpoint does: the history before the slate, candidates
+by the retrieval head, the CRM's order, the best M re-ranked by the language model. Cost: the CRM
+on every row, the language model on the sample's rows and on M candidates for each of its lists.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from engine import artifacts, storage
+from engine.artifacts import Artifact
+from engine.config import ServingConfig
+from engine.data.schema import EXAM_SCORES, RANKED_LISTS, histories_of, part_name
+from engine.metrics.ranking import DEPTH
+from engine.models.crm_examples import UserSlates, score_slates
+from engine.recommender.candidates import Filters, find_candidates, popular_items
+from engine.recommender.language import Reading, read_prompts, score_readings
+from engine.recommender.ranking import Ranking, RankTask, best_first, profile_of, rank
+from engine.recommender.release import LoadedRelease, load_release
+from engine.releases.registry import Registry
+from engine.stages.exam import SAMPLE_FILE
+from engine.stages.partitions import map_with_actors
+from engine.stages.progress import counted
+from engine.types import FloatArray, History, IntArray, Window
+
+GATES_FILE, SLATES_FILE = "gates.safetensors", "slates.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Sitting:
+    """Who sits the exam, and how it may answer."""
+
+    registry: str
+    release_id: str
+    serving: ServingConfig
+    """As the endpoint's: base model, ranking, batch size, threads and device."""
+    exclude_seen: bool
+    """Whether lists leave out the items of the history."""
+    num_actors: int = 1
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the answers depend on."""
+        return {
+            "release_id": self.release_id, "ranking": self.serving.ranking.settings(),
+            "exclude_seen": self.exclude_seen,
+        }
+
+
+def sit_exam(out: str, exam: Artifact, histories: Artifact, sitting: Sitting) -> Artifact:
+    """Return the artifact "release_scores" of one release."""
+    Registry(sitting.registry).verify(sitting.release_id)   # actors lose an exception's class
+    write = partial(_write, exam=exam, histories=histories, sitting=sitting)
+    return artifacts.make(out, "release_scores", sitting.settings(), [exam], write)
+
+
+def _write(
+    uri: str, *, exam: Artifact, histories: Artifact, sitting: Sitting
+) -> Mapping[str, Any]:
+    parts = range(len(exam.files("slates/")))
+    answered = map_with_actors(
+        _Examinee, (sitting, exam, histories, uri), [{"part": part} for part in parts],
+        num_actors=min(sitting.num_actors, len(parts)), num_cpus=sitting.serving.threads,
+        use_gpu=sitting.serving.device.startswith("cuda"),
+    )
+    rows = counted(answered, exam.facts["users"], "release_scores")
+    users = sorted(rows, key=lambda row: str(row["user_id"]))
+    _write_gates(uri, [slate for user in users for slate in user["slates"]])
+    return {
+        "rows": sum(user["rows"] for user in users),
+        "lists": sum(user["lists"] for user in users),
+        "modes": dict(sum((Counter(user["modes"]) for user in users), Counter[str]())),
+    }
+
+
+def _write_gates(uri: str, slates: Sequence[Mapping[str, Any]]) -> None:
+    """Write the first gates of each slate, as the report of a training reads them."""
+    gates = [np.frombuffer(each["gates"], np.float32).reshape(each["shape"]) for each in slates]
+    if gates:
+        storage.write_tensors(storage.join(uri, GATES_FILE), {"gates": np.stack(gates)})
+    storage.write_json(storage.join(uri, SLATES_FILE), {
+        "slate_ids": [each["slate_id"] for each in slates],
+        "user_ids": [each["user_id"] for each in slates],
+    })
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """Items of the histories' catalogue in the terms of a release's, and back."""
+
+    to_release_I: IntArray
+    """0 for an item that the release does not know."""
+    to_histories_J: IntArray
+
+    @staticmethod
+    def of(item_ids: Sequence[str], release: LoadedRelease) -> "Translation":
+        """Match by item id; both catalogues start with the unknown item."""
+        catalogue = release.catalogue
+        to_release_I = np.array([0, *(
+            catalogue.index_of(item_id) if item_id in catalogue else 0 for item_id in item_ids[1:]
+        )])
+        to_histories_J = np.zeros(len(catalogue), np.int32)
+        to_histories_J[to_release_I] = np.arange(len(item_ids))
+        to_histories_J[0] = 0
+        return Translation(to_release_I.astype(np.int32), to_histories_J)
+
+    def history(self, history: History) -> tuple[History, IntArray]:
+        """Return a history without unknown items, and the new length for each old one."""
+        items = self.to_release_I[history.items]
+        known = items > 0
+        translated = History(
+            items[known], history.ratings[known], history.labels[known],
+            history.timestamps_s[known],
+        )
+        return translated, np.concatenate([[0], np.cumsum(known)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One slate in the terms of the release."""
+
+    row: Mapping[str, Any]
+    """schema.EXAM_SLATES, in the terms of the histories."""
+    history: History
+    """Strictly before the slate."""
+    items: IntArray
+    row_history_lengths: IntArray
+    """Events, of those that the release knows, strictly before each row."""
+
+    @property
+    def slate_id(self) -> str:
+        """Return the slate's id."""
+        return str(self.row["slate_id"])
+
+
+class _Examinee:
+    """Actor: holds the release."""
+
+    def __init__(
+        self, sitting: Sitting, exam: Artifact, histories: Artifact, uri: str
+    ) -> None:
+        serving = sitting.serving
+        torch.set_num_threads(serving.threads)
+        self._sitting, self._exam, self._histories, self._uri = sitting, exam, histories, uri
+        self._sample = frozenset(storage.read_json(exam.path(SAMPLE_FILE))["users"])
+        self._release = load_release(
+            Registry(sitting.registry), sitting.release_id, model_cache=serving.model_cache,
+            device=serving.device,
+        )
+        item_ids = storage.read_table(histories.path("items.parquet"), ["item_id"])["item_id"]
+        self._terms = Translation.of(["", *item_ids.to_pylist()], self._release)
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Write one part; yield what the driver needs of each user."""
+        part = int(row["part"])
+        scores: list[dict[str, Any]] = []
+        lists: list[dict[str, Any]] = []
+        for user_id, history, questions in self._users(part):
+            crm = self._score_crm(user_id, history, questions)
+            llm: Sequence[FloatArray | None] = [None] * len(questions)
+            gates: list[dict[str, Any]] = []
+            ranked: list[dict[str, Any]] = []
+            modes: list[str] = []
+            if user_id in self._sample:
+                llm, gates = self._read(questions)
+                ranked, modes = self._rank(questions)
+            for question, crm_row, logits in zip(questions, crm, llm, strict=True):
+                scores += self._rows(question, crm_row, logits)
+            lists += ranked
+            yield {
+                "user_id": user_id, "rows": sum(len(each.items) for each in questions),
+                "lists": len(ranked), "modes": modes, "slates": gates,
+            }
+        for name, rows, schema in (("scores", scores, EXAM_SCORES), ("lists", lists, RANKED_LISTS)):
+            table = pa.Table.from_pylist(rows, schema=schema)
+            storage.write_table(storage.join(self._uri, part_name(name, part)), table)
+
+    def _users(self, part: int) -> Iterator[tuple[str, History, list[_Question]]]:
+        """Yield each user's history and questions."""
+        slates = storage.read_table(self._exam.path(part_name("slates", part))).to_pylist()
+        table = storage.read_table(self._histories.path(part_name("histories", part)))
+        histories = histories_of(table)
+        for user_id, rows in groupby(slates, key=lambda slate: str(slate["user_id"])):
+            history, lengths = self._terms.history(histories[user_id])
+            yield user_id, history, [
+                _Question(
+                    slate, history.head(int(lengths[slate["history_length"]])),
+                    self._terms.to_release_I[slate["items"]],
+                    lengths[slate["row_history_lengths"]],
+                )
+                for slate in rows
+            ]
+
+    def _score_crm(
+        self, user_id: str, history: History, questions: Sequence[_Question]
+    ) -> list[dict[str, Any]]:
+        """Return the CRM's logits of each slate, with the history before it and before each row."""
+        slates = UserSlates(
+            [each.slate_id for each in questions], [int(Window.TEST)] * len(questions),
+            [each.items.tolist() for each in questions],
+            [each.row["labels"] for each in questions],
+            [len(each.history) for each in questions],
+            [each.row_history_lengths.tolist() for each in questions],
+        )
+        scored: list[dict[str, Any]] = score_slates(
+            self._release.crm, {user_id: history}, self._release.profiles, {user_id: slates}
+        ).to_pylist()
+        return scored
+
+    def _read(
+        self, questions: Sequence[_Question]
+    ) -> tuple[list[FloatArray], list[dict[str, Any]]]:
+        """Return the language model's logits of each slate, and its first gates."""
+        release = self._release
+        assert release.language is not None
+        readings: list[Reading] = []
+        for each in questions:
+            profile = release.profiles.of(each.row["user_id"])
+            [output] = release.crm.score([each.history], [profile], [each.items])
+            readings.append(read_prompts(
+                release.language, each.history, profile, each.items, output,
+                np.arange(len(each.items)),
+            ))
+        gates = [
+            _gates_row(question, reading.gates[0][0])
+            for question, reading in zip(questions, readings, strict=True)
+        ]
+        return score_readings(release, readings), gates
+
+    def _rows(
+        self, question: _Question, crm: Mapping[str, Any], llm_M: FloatArray | None
+    ) -> list[dict[str, Any]]:
+        slate = question.row
+        popularity_M = self._release.popularity.scores[question.items]
+        same = {name: slate[name] for name in (
+            "user_id", "slate_id", "history_length", "user_events", "idle_s",
+        )}
+        return [
+            {
+                **same, "item": item, "label": slate["labels"][slot], "kind": slate["kinds"][slot],
+                "item_events": slate["item_events"][slot],
+                "popularity": float(popularity_M[slot]), "crm_logit": crm["logits"][slot],
+                "crm_row_logit": crm["row_logits"][slot],
+                "llm_logit": None if llm_M is None else float(llm_M[slot]),
+            }
+            for slot, item in enumerate(slate["items"])
+        ]
+
+    def _rank(self, questions: Sequence[_Question]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return the ranked lists of the slates with a liked item, and how each was answered."""
+        asked = [(each, liked) for each in questions if (liked := self._liked(each))]
+        lists, modes = [], []
+        size = self._sitting.serving.max_batch_size
+        for start in range(0, len(asked), size):
+            batch = asked[start : start + size]
+            rankings = self._full([question for question, _ in batch])
+            for (question, liked), ranking in zip(batch, rankings, strict=True):
+                lists.append(self._list(question, liked, ranking))
+                modes.append("popular" if ranking is None else str(ranking.mode))
+        return lists, modes
+
+    def _liked(self, question: _Question) -> dict[int, int]:
+        """Return the liked items, in the histories' terms, that a list may hold; and their kind."""
+        slate = question.row
+        seen = set(question.history.items.tolist()) if self._sitting.exclude_seen else set()
+        return {
+            item: kind
+            for item, own, label, kind in zip(
+                slate["items"], question.items.tolist(), slate["labels"], slate["kinds"],
+                strict=True,
+            ) if label == 1 and own not in seen
+        }
+
+    def _full(self, questions: Sequence[_Question]) -> list[Ranking | None]:
+        """Return the endpoint's rankings; None: nothing is known, it answers by popularity."""
+        tasks = [self._task(each) for each in questions]
+        known = [len(task.history) > 0 or self._release.knows(task.user_id) for task in tasks]
+        asked = [task for task, is_known in zip(tasks, known, strict=True) if is_known]
+        ranked = iter(rank(self._release, asked) if asked else [])
+        return [next(ranked) if is_known else None for is_known in known]
+
+    def _task(self, question: _Question) -> RankTask:
+        settings, user_id = self._sitting.serving.ranking, str(question.row["user_id"])
+        history = question.history.tail(settings.max_history)
+        candidates = find_candidates(
+            self._release, history, profile_of(self._release, user_id),
+            Filters(exclude_seen=self._sitting.exclude_seen), settings.max_candidates,
+        )
+        return RankTask(
+            user_id, history, candidates, settings.llm_candidates, settings.max_candidates
+        )
+
+    def _list(
+        self, question: _Question, liked: Mapping[int, int], ranking: Ranking | None
+    ) -> dict[str, Any]:
+        release, exclude_seen = self._release, self._sitting.exclude_seen
+        filters = Filters(exclude_seen=exclude_seen)
+        popular = popular_items(release, question.history, filters, DEPTH)
+        full = crm = popular
+        if ranking is not None:
+            items = ranking.items[:DEPTH]
+            full = np.array([release.catalogue.index_of(item.item_id) for item in items])
+            crm = full[best_first(np.array([item.crm_score for item in items]), full)]
+        history = np.zeros(0, np.int32) if exclude_seen else most_often(question.history)
+        return {
+            "user_id": question.row["user_id"], "slate_id": question.slate_id,
+            "liked": list(liked), "kinds": list(liked.values()),
+            **{name: self._terms.to_histories_J[items].tolist() for name, items in (
+                ("full", full), ("crm", crm), ("popular", popular), ("history", history),
+            )},
+        }
+
+
+def _gates_row(question: _Question, gates_GN: FloatArray) -> dict[str, Any]:
+    return {
+        "slate_id": question.slate_id, "user_id": question.row["user_id"],
+        "gates": gates_GN.astype(np.float32).tobytes(), "shape": list(gates_GN.shape),
+    }
+
+
+def most_often(history: History, limit: int = DEPTH) -> IntArray:
+    """Return the items of a history, most events first; ties: the most recent first."""
+    items, first_from_end, counts = np.unique(
+        history.items[::-1], return_index=True, return_counts=True
+    )
+    return items[np.lexsort((first_from_end, -counts))][:limit]

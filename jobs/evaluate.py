@@ -1,0 +1,176 @@
+"""Examine a release, or two on the same rows, on a window of time that they never learned from.
+
+python -m jobs.evaluate --release live --histories runs/ml-100k/histories-0123456789ab
+    [--against ID] [--start 1998-04-01] [--end 1998-05-01] [--json OUT] [--out runs/evaluation]
+
+Prints AUC, per-user AUC, log loss, ranking metrics and, with --against, the paired differences,
+each with its 95% interval over users; the same with every slice is in the JSON and on the page.
+Registry, base model and ranking are those of the Serve config, so lists are the endpoint's.
+Relative paths start from LIFELORA_HOME, if that is set.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from engine.config import at_home
+from engine.errors import ConfigError, EngineError
+from jobs.recommend import read_serve_config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate; return the exit code."""
+    parser = argparse.ArgumentParser(description="Examine one release, or compare two.")
+    parser.add_argument("--release", default="live", help="release id, or `live`")
+    parser.add_argument("--against", metavar="ID",
+                        help="another release, or `live`: print --release minus this one")
+    parser.add_argument("--histories", required=True, help="folder or URI of histories")
+    parser.add_argument("--start", help="first day or moment of the window (UTC); by default the "
+                        "end of what the releases learned from")
+    parser.add_argument("--end", help="the window ends before this day or moment (UTC)")
+    parser.add_argument("--serve-config", default="serve_configs/local.yaml",
+                        help="config of the Serve application: registry, base model, ranking")
+    parser.add_argument("--llm-rows", type=int,
+                        help="most rows of whole users that the language model reads; by default "
+                        "evaluation.test_rows of the release")
+    parser.add_argument("--include-seen", action="store_true",
+                        help="lists may hold items of the history; always so for implicit feedback")
+    parser.add_argument("--actors", type=int, default=1, help="processes that hold the release")
+    parser.add_argument("--out", default="runs/evaluation", help="folder or URI to fill")
+    parser.add_argument("--json", help="file or URI for a copy of report.json")
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except EngineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Set the exam, let the releases sit it, print and write what came out."""
+    serving, root = read_serve_config(options.serve_config)
+    start_s, end_s = read_moment(options.start, "--start"), read_moment(options.end, "--end")
+    for name in ("llm_rows", "actors"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {value} is less than 1")
+
+    from engine import storage  # --help needs neither torch nor Ray
+    from engine.artifacts import open_artifact
+    from engine.models.fusion import Fusion
+    from engine.releases.registry import Registry
+    from engine.stages.exam import Period, read_examined, set_exam, test_period
+    from engine.stages.exam_report import Answers, Settings, report_exam
+    from engine.stages.release_scores import Sitting, sit_exam
+    from jobs.start import configure_logging, start_ray
+
+    registry, out = Registry(root), at_home(options.out)
+    ids = [registry.live().release_id if name == "live" else name
+           for name in (options.release, options.against) if name]
+    histories = open_artifact(at_home(options.histories))
+    releases = [read_examined(registry, release_id) for release_id in ids]
+    period = test_period(histories, releases)
+    period = Period(
+        period.start_s if start_s is None else start_s, period.end_s if end_s is None else end_s
+    )
+    config = releases[0].config
+    implicit = config.source.label.kind == "implicit"
+    configure_logging()
+    start_ray()
+    exam = set_exam(out, histories, releases, period,
+                    llm_rows=options.llm_rows or config.evaluation.test_rows)
+    answers = []
+    for release_id in ids:
+        sitting = Sitting(root, release_id, serving, not (implicit or options.include_seen),
+                          options.actors)
+        scores = sit_exam(out, exam, histories, sitting)
+        fusion = storage.read_json(storage.join(registry.folder(release_id), "fusion.json"))
+        answers.append(Answers(release_id, scores, Fusion.from_json(fusion)))
+    report = report_exam(out, exam, answers, Settings(
+        config.evaluation.bootstrap_draws, config.run.seed, config.evaluation.max_rows
+    ))
+    found = storage.read_json(report.path("report.json"))
+    for line in summary_lines(found):
+        print(line)
+    if options.json:
+        storage.write_json(at_home(options.json), found)
+    print(f"report: {report.path('index.html')}")
+
+
+def read_moment(text: str | None, option: str) -> int | None:
+    """Return seconds since 1970 of an ISO date or moment, UTC unless it says otherwise."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option}: {text!r} is no date like 1998-04-01 or 1998-04-01T12:00") \
+            from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def summary_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return what the job prints."""
+    lines = []
+    for release in report["releases"]:
+        lines.append(f"release {release['release_id']}")
+        for table in release["tables"]:
+            if table["slice"] == "all":
+                lines += _model_lines(table)
+        for ranking in release["rankings"]:
+            lines += _list_lines(ranking)
+    if report["difference"]:
+        lines += _difference_lines(report["difference"])
+    return lines
+
+
+def _model_lines(table: Mapping[str, Any]) -> list[str]:
+    lines = [f"  {table['rows']}: {table['num_rows']:,} rows, {table['num_users']:,} users"]
+    for model, values in table["models"].items():
+        shown = "  ".join(f"{name} {format_interval(values[name])}"
+                          for name in ("auc", "gauc", "log_loss", "ece"))
+        lines.append(f"    {model:<15} {shown}")
+    return lines
+
+
+def _list_lines(ranking: Mapping[str, Any]) -> list[str]:
+    lines = [f"  lists, {ranking['kind']} liked items: {ranking['num_queries']:,} requests, "
+             f"{ranking['num_users']:,} users"]
+    for name, values in ranking["lists"].items():
+        shown = "  ".join(f"{metric} {format_interval(values[metric])}" for metric in
+                          ("ndcg@10", "recall@10", "recall@50", "recall@200", "mrr"))
+        rest = "  ".join(f"{metric} {values[metric]['value']:.4f}" for metric in
+                         ("novelty@10", "coverage@10") if values[metric])
+        lines.append(f"    {name:<15} {shown}  {rest}")
+    return lines
+
+
+def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
+    lines = [f"{difference['first']} minus {difference['second']}, paired"]
+    for table in difference["tables"]:
+        for model in ("llm", "fused") if table["rows"] == "sample" else ("crm_calibrated",):
+            values = table["models"][model]
+            shown = "  ".join(f"{name} {format_interval(values[name], '+')}"
+                              for name in ("auc", "gauc", "log_loss"))
+            lines.append(f"    {table['rows'] + ', ' + table['slice']:<34} {model:<15} {shown}")
+    for each in difference["rankings"]:
+        if each["list"] == "full":
+            shown = "  ".join(f"{name} {format_interval(each['metrics'][name], '+')}"
+                              for name in ("ndcg@10", "recall@10", "mrr"))
+            lines.append(f"    {'lists, ' + each['kind']:<34} {'full':<15} {shown}")
+    return lines
+
+
+def format_interval(interval: Mapping[str, float] | None, sign: str = "") -> str:
+    """Return "0.6718 [0.5882, 0.7399]"; a dash where there is no value."""
+    if interval is None:
+        return "-"
+    value, low, high = (f"{interval[name]:{sign}.4f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
