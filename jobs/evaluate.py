@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     from engine.artifacts import open_artifact
     from engine.models.fusion import Fusion
     from engine.releases.registry import Registry
-    from engine.stages.exam import Period, read_examined, set_exam, test_period
+    from engine.stages.exam import Period, read_examined, set_exam, unseen_period
     from engine.stages.exam_report import Answers, Settings, report_exam
     from engine.stages.release_scores import Sitting, sit_exam
     from jobs.start import configure_logging, start_ray
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
            for name in (options.release, options.against) if name]
     histories = open_artifact(at_home(options.histories))
     releases = [read_examined(registry, release_id) for release_id in ids]
-    period = test_period(histories, releases)
+    period = unseen_period(histories, releases)
     period = Period(
         period.start_s if start_s is None else start_s, period.end_s if end_s is None else end_s
     )

@@ -65,7 +65,7 @@ def read_examined(registry: Registry, release_id: str) -> Examined:
     )
 
 
-def test_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
+def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
     """Return the time that none of the releases learned or chose anything from, to the end."""
     end_s = read_timeline(histories.path("timeline.json")).end_s + 1
     return Period(max(each.timeline.t2_s for each in releases), end_s)

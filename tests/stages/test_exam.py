@@ -1,0 +1,204 @@
+"""The questions put to releases: which rows, whose sample, what is left out."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine import storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.data.schema import EXAM_SCORES, EXAM_SLATES
+from engine.data.splits import read_timeline
+from engine.errors import DataError
+from engine.stages.exam import Examined, Period, set_exam, unseen_period
+from engine.stages.exam_report import queries_of, slices_of
+from engine.stages.histories import build_histories
+from engine.stages.interactions import import_data
+from engine.stages.release_scores import Translation, most_often
+from engine.types import FeedbackKind, History
+from tests.generated import write_recbole
+
+
+@pytest.fixture(scope="module")
+def histories(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("exam")
+    config = config_of(write_recbole(folder / "in"))
+    return build_histories(str(folder / "run"), config, import_data(str(folder / "run"), config))
+
+
+def config_of(path: str, **sections: Any) -> EngineConfig:
+    return EngineConfig.model_validate({
+        "source": {"path": path, **sections.pop("source", {})},
+        "histories": {"num_partitions": 3}, **sections,
+    })
+
+
+def examined(histories: Artifact, name: str = "r1", without: str = "", **source: Any) -> Examined:
+    ids = storage.read_table(histories.path("items.parquet"), ["item_id"])["item_id"].to_pylist()
+    return Examined(
+        name, config_of("in", source=source), read_timeline(histories.path("timeline.json")),
+        frozenset(ids) - {without},
+    )
+
+
+def slates_of(exam: Artifact) -> list[dict[str, Any]]:
+    tables = [storage.read_table(uri) for uri in exam.files("slates/")]
+    assert all(table.schema == EXAM_SLATES for table in tables)
+    rows: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist()
+    return rows
+
+
+def events_of(histories: Artifact) -> list[tuple[str, int, int, int]]:
+    """Return (user, time, item, label) of every event."""
+    users = pa.concat_tables(storage.read_table(uri) for uri in histories.files("histories/"))
+    return [
+        (user["user_id"], time_s, item, label)
+        for user in users.to_pylist()
+        for time_s, item, label in zip(
+            user["timestamps_s"], user["items"], user["labels"], strict=True
+        )
+    ]
+
+
+def test_every_event_of_the_window_is_asked_once_with_its_context(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    release = examined(histories)
+    period = unseen_period(histories, [release])
+    exam = set_exam(str(tmp_path), histories, [release], period, llm_rows=40)
+    events, train_end_s = events_of(histories), release.timeline.t1_s
+    slates = slates_of(exam)
+    asked = sorted(
+        (slate["user_id"], time_s, item, label) for slate in slates for time_s, item, label in
+        zip(slate["timestamps_s"], slate["items"], slate["labels"], strict=True)
+    )
+    assert asked == sorted(event for event in events if event[1] >= period.start_s)
+    assert exam.facts["rows"] == len(asked) > 100
+    trained = [event for event in events if event[1] < train_end_s]
+    for slate in slates:
+        before = [time_s for user, time_s, *_ in events
+                  if user == slate["user_id"] and time_s < slate["timestamps_s"][0]]
+        assert slate["history_length"] == len(before)
+        assert slate["idle_s"] == (slate["timestamps_s"][0] - max(before) if before else None)
+        assert slate["user_events"] == sum(event[0] == slate["user_id"] for event in trained)
+        assert slate["item_events"] == [
+            sum(event[2] == item for event in trained) for item in slate["items"]
+        ]
+
+
+def test_a_window_ends_before_its_end_and_the_sample_holds_whole_users(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    release = examined(histories)
+    whole = unseen_period(histories, [release])
+    period = Period(whole.start_s + 86_400, whole.end_s - 3 * 86_400)
+    exam = set_exam(str(tmp_path), histories, [release], period, llm_rows=25)
+    slates = slates_of(exam)
+    times = [time_s for slate in slates for time_s in slate["timestamps_s"]]
+    assert period.start_s <= min(times)
+    assert max(times) < period.end_s
+    users = storage.read_json(exam.path("sample.json"))["users"]
+    sampled = sum(len(slate["items"]) for slate in slates if slate["user_id"] in users)
+    assert exam.facts["sampled_rows"] == sampled <= 25
+    assert exam.facts["sampled_users"] == len(users) >= 1
+
+
+def test_items_that_a_release_does_not_know_are_left_out_and_counted(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    full = examined(histories)
+    period = unseen_period(histories, [full])
+    items = storage.read_table(histories.path("items.parquet")).to_pylist()
+    asked = [event for event in events_of(histories) if event[1] >= period.start_s]
+    missing = asked[0][2]
+    item_id = next(row["item_id"] for row in items if row["item"] == missing)
+    older = examined(histories, "r0", without=item_id)
+    exam = set_exam(str(tmp_path), histories, [full, older], period, llm_rows=40)
+    lost = sum(event[2] == missing for event in asked)
+    assert exam.facts["unknown_items"] == lost > 0
+    assert exam.facts["rows"] == len(asked) - lost
+    slates = slates_of(exam)
+    assert all(missing not in slate["items"] for slate in slates)
+    assert all(len(slate["items"]) == len(slate["labels"]) == len(slate["item_events"]) > 0
+               for slate in slates)
+
+
+def test_releases_of_different_labels_are_not_compared(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    other = examined(histories, "strict", label={"threshold": 5})
+    releases = [examined(histories), other]
+    with pytest.raises(DataError, match=r"'r1' and 'strict' differ in source\.label"):
+        set_exam(str(tmp_path), histories, releases, unseen_period(histories, releases), llm_rows=9)
+
+
+def history(items: list[int]) -> History:
+    size = len(items)
+    return History(np.array(items, np.int32), np.ones(size, np.float32), np.ones(size, np.int8),
+                   np.arange(size, dtype=np.int64))
+
+
+def test_a_translated_history_skips_items_that_the_release_lacks() -> None:
+    release: Any = SimpleNamespace(catalogue=Catalogue({"c": 1, "a": 2}))
+    terms = Translation.of(["", "a", "b", "c"], release)
+    translated, lengths = terms.history(history([1, 2, 3, 2, 1]))
+    assert translated.items.tolist() == [2, 1, 2]
+    assert lengths.tolist() == [0, 1, 1, 2, 2, 3]
+    assert terms.to_histories_J.tolist() == [0, 3, 1]
+
+
+class Catalogue(dict[str, int]):
+    """A catalogue of two items; position 0 is the unknown one."""
+
+    def __len__(self) -> int:
+        return 1 + super().__len__()
+
+    def index_of(self, item_id: str) -> int:
+        return self[item_id]
+
+
+def test_most_often_counts_events_and_breaks_ties_by_the_newest() -> None:
+    assert most_often(history([4, 7, 7, 9, 4, 5])).tolist() == [4, 7, 5, 9]
+    assert most_often(history([])).tolist() == []
+    assert most_often(history([4, 7, 7, 9]), limit=1).tolist() == [7]
+
+
+def test_slices_of_rows_by_hand() -> None:
+    row = {"user_id": "u", "slate_id": "s", "item": 1, "label": 1, "popularity": 0.0,
+           "crm_row_logit": 0.0, "crm_logit": 0.0, "llm_logit": None}
+    day = 86_400
+    table = pa.Table.from_pylist([
+        {**row, "kind": 2, "history_length": 0, "user_events": 0, "item_events": 0,
+         "idle_s": None},
+        {**row, "kind": 1, "history_length": 19, "user_events": 3, "item_events": 1,
+         "idle_s": 28 * day},
+        {**row, "kind": 1, "history_length": 500, "user_events": 400, "item_events": 9,
+         "idle_s": 28 * day + 1},
+    ], schema=EXAM_SCORES)
+    found = {name: np.flatnonzero(mask).tolist() for name, mask in slices_of(table).items()}
+    assert found == {
+        "all": [0, 1, 2], "new users": [0], "old users": [1, 2],
+        "history under 20": [0, 1], "history 20 to 99": [], "history 100 to 499": [],
+        "history 500 and over": [2], "cold items": [0], "warm items": [1, 2],
+        "active users": [1], "inactive users": [2],
+        "repeat items of the user": [1, 2], "new items of the user": [0],
+    }
+
+
+def test_queries_of_a_kind_look_for_its_items_alone() -> None:
+    repeat, new = int(FeedbackKind.REPEAT), int(FeedbackKind.NEW)
+    table = pa.table({
+        "user_id": ["u", "v"], "slate_id": ["a", "b"], "liked": [[3, 4], [5]],
+        "kinds": [[repeat, new], [new]], "full": [[4, 3], [9, 5]], "crm": [[3], [5]],
+        "popular": [[1], [2]], "history": pa.array([[], []], pa.list_(pa.int32())),
+    })
+    found = queries_of(table)
+    assert set(found) == {(kind, name) for kind in ("all", "repeat", "new")
+                          for name in ("full", "crm", "popular")}
+    assert found["all", "full"].is_hit_QK[:, :2].tolist() == [[True, True], [False, True]]
+    assert found["repeat", "full"].is_hit_QK[:, :2].tolist() == [[False, True]]
+    assert found["new", "full"].relevant_Q.tolist() == [1, 1]
