@@ -4,7 +4,8 @@ TORCH ?=# more arguments of pip for torch, e.g. TORCH="--index-url URL" of CPU b
 CONFIG ?= jobs/configs/ml-100k.yaml
 BIN := .venv/bin
 RUN := $(BIN)/python -m
-COMPILE := $(RUN) compileall -qq -j 0 .venv/lib || true    # on all cores; pip would take one
+# On all cores (pip would take one) and not what few runs import: that is compiled when it is.
+COMPILE := $(RUN) compileall -qq -j 0 -x '/(tests|pip|moto|cfnlint)/|/transformers/models/' .venv/lib || true
 PIP := $(RUN) pip install --disable-pip-version-check --no-compile
 
 INSTALLED := .venv/.installed
@@ -13,6 +14,7 @@ FETCHED := cache/ml-100k/ml-100k.inter cache/models/smollm2-135m-instruct/config
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
+export PYTHONDONTWRITEBYTECODE :=# else every process compiles anew what COMPILE left out
 
 .PHONY: demo test test-ray test-rest train serve install fetch lint docs constraints clean
 .DELETE_ON_ERROR:
@@ -24,7 +26,7 @@ test: $(TESTED)                         ## everything that .ci/run runs
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-ray lint test-rest
 
 test-ray: $(TESTED) $(FETCHED)          # waits often: the others run meanwhile
-	$(RUN) pytest -m ray
+	$(RUN) pytest -m ray --durations=15
 
 test-rest: $(TESTED) $(FETCHED)
 	$(RUN) pytest -m "not ray"

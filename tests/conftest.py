@@ -123,7 +123,7 @@ def _own_agent_port() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_local(s3_endpoint: str) -> Iterator[str]:
-    """Run one local Ray (4 CPUs) for the whole session; return its dashboard's URL.
+    """Run one local Ray (3 CPUs) for the whole session; return its dashboard's URL.
 
     The S3 server starts first, so that Ray's processes know its address.
     """
@@ -132,7 +132,7 @@ def ray_local(s3_endpoint: str) -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="ll", dir="/tmp")          # socket paths are limited
     with _own_agent_port():
         context = ray.init(
-            address="local", num_cpus=4, num_gpus=0, object_store_memory=200 * 2**20,
+            address="local", num_cpus=3, num_gpus=0, object_store_memory=200 * 2**20,
             include_dashboard=True, dashboard_port=0, log_to_driver=False, _temp_dir=folder,
         )
     yield f"http://{context.dashboard_url}"
