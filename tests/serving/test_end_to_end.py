@@ -18,12 +18,12 @@ from tests.serving.conftest import REPO, Service, local_config
 EVERY = 31
 """One user in so many is kept."""
 
-RATED_BY = 3
+RATED_BY = 5
 """Kept users who must have rated an item, or it is left out with its events."""
 
 
 def write_sample(source: Path, target: Path) -> Path:
-    """Copy 30 users, 393 items and their 2,046 events."""
+    """Copy 30 users, 185 items and their 1,329 events."""
     target.mkdir()
     events = (source / "ml-100k.inter").read_text().splitlines(keepends=True)
     kept = [line for line in events[1:] if int(line.split("\t")[0]) % EVERY == 0]
@@ -52,7 +52,7 @@ def config_file(ml_100k: str, smollm2: str, tmp_path_factory: pytest.TempPathFac
         "prompt": {"history_size": 6},
         "adapters": {"max_slates": 8, "batch_slates": 4, "threads_per_worker": 2,
                      "learning_rate": 0.02, "gate_learning_rate": 0.02},
-        "evaluation": {"validation_rows": 30, "test_rows": 30, "bootstrap_draws": 100},
+        "evaluation": {"validation_rows": 20, "test_rows": 20, "bootstrap_draws": 100},
     }))
     return path
 
