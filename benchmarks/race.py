@@ -1,0 +1,70 @@
+"""Subjects that take turns in one run -> work per CPU-second and per second, and ratios.
+
+The machine is shared: a figure of one subject means little, the ratio of two that alternated more.
+CPU time is that of this process with all its threads.
+"""
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """One turn of one subject."""
+
+    work: float
+    cpu_s: float
+    wall_s: float
+
+
+def race(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[Lap]]:
+    """Let every subject run once to warm up, then `rounds` times, each second round backwards.
+
+    A subject does its work and returns how much it was (tokens, rows).
+    """
+    laps: dict[str, list[Lap]] = {name: [] for name in subjects}
+    for number in range(rounds + 1):
+        names = list(subjects) if number % 2 else list(reversed(subjects))
+        for name in names:
+            cpu_s, wall_s = time.process_time(), time.perf_counter()
+            work = subjects[name]()
+            lap = Lap(work, time.process_time() - cpu_s, time.perf_counter() - wall_s)
+            if number:
+                laps[name].append(lap)
+    return laps
+
+
+def summarise(laps: Mapping[str, list[Lap]], against: str, unit: str) -> dict[str, Any]:
+    """Return each subject's median rates and its ratio to `against`, round by round."""
+    found: dict[str, Any] = {}
+    for name, own in laps.items():
+        ratios = [
+            (mine.work / mine.cpu_s) / (other.work / other.cpu_s)
+            for mine, other in zip(own, laps[against], strict=True)
+        ]
+        found[name] = {
+            f"{unit}_per_cpu_s": statistics.median(lap.work / lap.cpu_s for lap in own),
+            f"{unit}_per_wall_s": statistics.median(lap.work / lap.wall_s for lap in own),
+            f"ratio_to_{against}": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)], "rounds": len(own),
+        }
+    return found
+
+
+def circumstances() -> dict[str, Any]:
+    """Return commit, versions and machine of a result."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "commit": commit, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
