@@ -26,7 +26,7 @@ from engine.data.sampling import Offer, reach_rows, sample_key, within_rows
 from engine.data.schema import EXAM_SLATES, histories_of, part_name
 from engine.data.slates import Slate, slates_table
 from engine.data.splits import read_timeline
-from engine.errors import DataError
+from engine.errors import DataError, ReleaseError
 from engine.releases.registry import Registry
 from engine.stages.partitions import map_partitions
 from engine.stages.slates import SlateBuilder, count_items
@@ -54,8 +54,13 @@ class Period:
 
 
 def read_examined(registry: Registry, release_id: str) -> Examined:
-    """Return what an exam must know of a release; verifies nothing but the manifest."""
+    """Return what an exam must know of a release; verifies nothing but the manifest.
+
+    Raises ReleaseError for a release that does not say what time it learned from.
+    """
     facts = registry.read_manifest(release_id).facts
+    if not facts.data_window:
+        raise ReleaseError(f"release {release_id!r} does not say what time it learned from")
     folder = registry.folder(release_id)
     ids = storage.read_table(storage.join(folder, "catalogue.parquet"), ["item_id"])["item_id"]
     return Examined(

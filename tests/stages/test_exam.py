@@ -13,14 +13,15 @@ from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.schema import EXAM_SCORES, EXAM_SLATES
 from engine.data.splits import read_timeline
-from engine.errors import DataError
-from engine.stages.exam import Examined, Period, set_exam, unseen_period
+from engine.errors import DataError, ReleaseError
+from engine.stages.exam import Examined, Period, read_examined, set_exam, unseen_period
 from engine.stages.exam_report import queries_of, slices_of
 from engine.stages.histories import build_histories
 from engine.stages.interactions import import_data
 from engine.stages.release_scores import Translation, most_often
 from engine.types import FeedbackKind, History
 from tests.generated import write_recbole
+from tests.tiny_release import tiny_world
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,13 @@ def test_releases_of_different_labels_are_not_compared(
     releases = [examined(histories), other]
     with pytest.raises(DataError, match=r"'r1' and 'strict' differ in source\.label"):
         set_exam(str(tmp_path), histories, releases, unseen_period(histories, releases), llm_rows=9)
+
+
+def test_a_release_that_does_not_say_what_it_learned_from_is_refused(tmp_path: Path) -> None:
+    world = tiny_world(tmp_path)
+    world.publish("r1")
+    with pytest.raises(ReleaseError, match="'r1' does not say what time it learned from"):
+        read_examined(world.registry, "r1")
 
 
 def history(items: list[int]) -> History:
