@@ -55,19 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(options.config)
     training, validation = read_run(config)
     full = [example for example in training if len(example.labels) == config.slates.max_size]
-    result = {
+    result: dict[str, Any] = {
         "benchmark": "adapter_training", "command": " ".join(sys.argv[1:]), **circumstances(),
         "base_model": config.base_model.name, "slates_per_step": SLATES,
         "tokens_per_slate": float(np.mean([each.num_tokens for each in full])),
-        "bank_against_lora": race_adapters(config, full, options.rounds),
-        "slates_against_candidates": race_forms(config, full, options.rounds),
     }
+    result["bank_against_lora"] = race_adapters(config, full, options.rounds)
+    result["slates_against_candidates"] = race_forms(config, full, options.rounds)
+    write(result, options.json)
     if options.labels:
         result["auc"] = train_forms(config, full, validation, options.labels)
-    Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+        write(result, options.json)
     print(json.dumps(result, indent=2))
     return 0
+
+
+def write(result: dict[str, Any], path: str) -> None:
+    """Write what there is so far."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def read_run(config: EngineConfig) -> tuple[list[AdapterExample], list[AdapterExample]]:
