@@ -39,8 +39,6 @@ def export(options: argparse.Namespace) -> None:
     """Compose the user's gates from the stored history and write the adapter."""
     import numpy as np  # --help needs no torch
 
-    from engine import storage
-    from engine.config import EngineConfig
     from engine.errors import UnknownUserError
     from engine.models.adapter_export import export_adapter
     from engine.models.base import model_path
@@ -53,9 +51,7 @@ def export(options: argparse.Namespace) -> None:
 
     registry = Registry(options.registry)
     release_id = options.release or registry.live().release_id
-    config = EngineConfig.model_validate(
-        storage.read_json(storage.join(registry.folder(release_id), "config.json"))
-    )
+    config = registry.read_config(release_id)
     base = config.base_model.model_copy(update={"cache": options.model_cache})
     release = load_release(registry, release_id, model_cache=options.model_cache, device="cpu")
     assert release.language is not None

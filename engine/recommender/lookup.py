@@ -15,7 +15,14 @@ from engine.recommender.candidates import (
     popular_items,
 )
 from engine.recommender.histories import GuestItem, guest_history, stored_history
-from engine.recommender.ranking import Ranking, RankTask, StageClock, profile_of, rank_popular
+from engine.recommender.ranking import (
+    Ranking,
+    RankTask,
+    StageClock,
+    profile_of,
+    rank,
+    rank_popular,
+)
 from engine.recommender.release import LoadedRelease
 from engine.state.histories import newest_events
 from engine.types import History
@@ -73,6 +80,14 @@ def find(
     clock = StageClock()
     history = read_history(release, database, query, ranking)
     clock.stop("history")
+    return choose(release, history, query, ranking, clock)
+
+
+def choose(
+    release: LoadedRelease, history: History, query: Query, ranking: RankingConfig,
+    clock: StageClock,
+) -> Found:
+    """Choose the candidates for a history; popular items if nothing is known. Raises as `find`."""
     found = Found(
         release.release_id, len(history), shown_events(release, history, ranking.shown_history)
     )
@@ -83,6 +98,13 @@ def find(
     task = _task(release, history, query, ranking)
     clock.stop("candidates")
     return replace(found, task=task, stage_ms=clock.stage_ms)
+
+
+def answer(release: LoadedRelease, found: Sequence[Found]) -> list[Ranking]:
+    """Return the ranking of each: ready ones as they are, all tasks ranked in one call."""
+    tasks = [each.task for each in found if each.task is not None]
+    ranked = iter(rank(release, tasks) if tasks else [])
+    return [each.ranking or next(ranked) for each in found]
 
 
 def read_history(

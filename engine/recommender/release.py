@@ -84,7 +84,7 @@ def load_release(
     """
     facts = registry.verify(release_id).facts
     folder = registry.folder(release_id)
-    config = EngineConfig.model_validate(storage.read_json(storage.join(folder, "config.json")))
+    config = registry.read_config(release_id)
     catalogue = Catalogue.from_table(
         storage.read_table(storage.join(folder, "catalogue.parquet")), config.source.item_fields
     )

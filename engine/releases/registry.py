@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from engine import artifacts, storage
+from engine.config import EngineConfig
 from engine.errors import ChecksumError, ReleaseError, ReleaseFormatError, ReleaseNotFoundError
 from engine.releases.manifest import (
     FORMAT_VERSION,
@@ -102,6 +103,11 @@ class Registry:
         if manifest.release_id != release_id:
             raise ReleaseFormatError(f"{uri} belongs to release {manifest.release_id!r}")
         return manifest
+
+    def read_config(self, release_id: str) -> EngineConfig:
+        """Return the configuration that a release was trained with."""
+        uri = storage.join(self.folder(release_id), CONFIG)
+        return EngineConfig.model_validate(storage.read_json(uri))
 
     def verify(self, release_id: str) -> ReleaseManifest:
         """Compare every file with its checksum; raises as `read_manifest` does."""

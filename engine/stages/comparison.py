@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.errors import ArtifactError
@@ -19,6 +18,7 @@ from engine.metrics.estimates import Estimate, Interval, differences
 from engine.metrics.gates import gate_statistics
 from engine.models.fusion import Fusion
 from engine.stages.score_rows import ScoreRows, read_all, read_sample, sample_slates
+from engine.stages.slate_gates import SlateGates, read_gates
 from engine.types import FeedbackKind, FloatArray, Window
 
 DIFFERENCES = (
@@ -31,8 +31,6 @@ HISTORY_LENGTHS = {"under 20": (0, 20), "20 to 99": (20, 100), "100 to 499": (10
 Measured = Mapping[str, Mapping[str, Estimate]]
 """Model -> metric -> estimate."""
 MAX_HEAT_MAP_USERS = 40
-GATES_FILE = "gates.safetensors"
-SLATES_FILE = "slates.json"
 MIN_CHANGE = 0.01
 """A logit that moves less is taken as rounding (bfloat16, another batch)."""
 
@@ -182,17 +180,15 @@ def _shuffle_effect(logits: Mapping[str, FloatArray]) -> dict[str, float] | None
 
 
 def _gates(scores: Artifact) -> dict[str, Any]:
-    """Return statistics over users and the heat map's rows, from test.
-
-    A slate counts with its first gates: those of its user, or of its first candidate (`target`).
-    """
-    if scores.path(GATES_FILE) not in scores.files():
-        return {"gates": None, "gates_heat_map": []}
-    return describe_gates(_user_gates(scores))
+    """Return statistics over users and the heat map's rows, from each user's first test slate."""
+    found = read_gates(scores)
+    return describe_gates(None if found is None else _user_gates(scores, found))
 
 
-def describe_gates(gates_UGK: FloatArray) -> dict[str, Any]:
+def describe_gates(gates_UGK: FloatArray | None) -> dict[str, Any]:
     """Return JSON of gates, one entry for each user: statistics, and rows of the heat map."""
+    if gates_UGK is None:
+        return {"gates": None, "gates_heat_map": []}
     found = gate_statistics(gates_UGK)
     heat_map_UK = gates_UGK[:MAX_HEAT_MAP_USERS].mean(axis=1)
     return {
@@ -207,15 +203,11 @@ def describe_gates(gates_UGK: FloatArray) -> dict[str, Any]:
     }
 
 
-def _user_gates(scores: Artifact) -> FloatArray:
-    gates_SGK = storage.read_tensors(scores.path(GATES_FILE))["gates"]
-    slates = storage.read_json(scores.path(SLATES_FILE))["slate_ids"]
-    if len(slates) != len(gates_SGK):
-        raise ArtifactError(f"{len(gates_SGK)} gates for {len(slates)} slates in {scores.uri}")
-    places = {slate: place for place, slate in enumerate(slates)}
+def _user_gates(scores: Artifact, found: SlateGates) -> FloatArray:
+    places = {slate: place for place, slate in enumerate(found.slate_ids)}
     firsts: dict[str, int] = {}
     for slate, user in sample_slates(scores, Window.TEST).items():
         if slate not in places:
             raise ArtifactError(f"slate {slate!r} of the test sample has no gates in {scores.uri}")
         firsts.setdefault(user, places[slate])
-    return gates_SGK[list(firsts.values())]
+    return found.gates_SGK[list(firsts.values())]

@@ -65,7 +65,7 @@ def read_examined(registry: Registry, release_id: str) -> Examined:
     ids = storage.read_table(storage.join(folder, "catalogue.parquet"), ["item_id"])["item_id"]
     return Examined(
         release_id,
-        EngineConfig.model_validate(storage.read_json(storage.join(folder, "config.json"))),
+        registry.read_config(release_id),
         Timeline(**facts.data_window), frozenset(ids.to_pylist()),
     )
 

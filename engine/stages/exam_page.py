@@ -1,13 +1,12 @@
 """report.json of an exam -> its page."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from engine.metrics import ranking
 from engine.stages import plots
 from engine.stages.comparison import DIFFERENCES, HISTORY_LENGTHS
-from engine.stages.page import data_uri, render_page
+from engine.stages.page import data_uri, format_moment, render_page
 
 TEMPLATE = "exam.html.jinja"
 LIST_NAMES = {
@@ -20,16 +19,12 @@ def render(report: Mapping[str, Any]) -> str:
     """Return the page."""
     return render_page(TEMPLATE, {
         "exam": report["exam"], "settings": report["settings"],
-        "period": [_moment(report["exam"][name]) for name in ("start_s", "end_s")],
+        "period": [format_moment(report["exam"][name]) for name in ("start_s", "end_s")],
         "releases": [_release(each) for each in report["releases"]],
         "difference": report["difference"], "names": plots.NAMES, "list_names": LIST_NAMES,
         "list_metrics": [*ranking.METRICS, "coverage@10"],
         "pairs": [(one, other, f"{one} - {other}") for one, other in DIFFERENCES],
     })
-
-
-def _moment(time_s: int) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _release(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,9 @@ from engine.stages.comparison import (
 )
 from engine.stages.exam import ITEMS_FILE
 from engine.stages.exam_page import render
-from engine.stages.release_scores import GATES_FILE, SLATES_FILE
 from engine.stages.score_rows import ScoreRows, keep_users, rows_of
-from engine.types import FloatArray, IntArray
+from engine.stages.slate_gates import read_gates
+from engine.types import IntArray
 
 REPORT_FILE, PAGE_FILE = "report.json", "index.html"
 ACTIVE_S = 28 * 86_400
@@ -268,12 +268,11 @@ def slices_of(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
 
 def _gates(scores: Artifact) -> dict[str, Any]:
     """Return the gates' statistics, one entry for each user: the first slate of the sample."""
-    if scores.path(GATES_FILE) not in scores.files():
-        return {"gates": None, "gates_heat_map": []}
-    gates_SGK: FloatArray = storage.read_tensors(scores.path(GATES_FILE))["gates"]
-    users = storage.read_json(scores.path(SLATES_FILE))["user_ids"]
-    firsts = np.unique(users, return_index=True)[1]
-    return describe_gates(gates_SGK[firsts])
+    found = read_gates(scores)
+    if found is None:
+        return describe_gates(None)
+    firsts = np.unique(found.user_ids, return_index=True)[1]
+    return describe_gates(found.gates_SGK[firsts])
 
 
 # ----- lists

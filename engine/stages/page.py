@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def format_interval(interval: Mapping[str, float] | None, sign: str = "") -> tup
         return "-", ""
     value, low, high = (f"{interval[key]:{sign}.4f}" for key in ("value", "low", "high"))
     return value, f"{low} to {high}"
+
+
+def format_moment(time_s: int) -> str:
+    """Return seconds since 1970 as text, UTC."""
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def format_term(value: float) -> str:

@@ -23,13 +23,13 @@ from sqlalchemy import Engine
 
 from engine import artifacts, storage
 from engine.artifacts import Artifact
-from engine.config import EngineConfig, ServingConfig
+from engine.config import ServingConfig
 from engine.data.schema import RECOMMENDATIONS, part_name
 from engine.errors import ConfigError, DataError
 from engine.models.base import model_path
 from engine.recommender.candidates import Filters
-from engine.recommender.lookup import Query, find
-from engine.recommender.ranking import Ranking, rank
+from engine.recommender.lookup import Query, answer, find
+from engine.recommender.ranking import Ranking
 from engine.recommender.release import LoadedRelease, load_release
 from engine.releases.registry import Registry
 from engine.stages.partitions import map_with_actors
@@ -90,9 +90,7 @@ def _check_release(ask: Ask) -> None:
     """Say what is wrong before actors start: Ray Data loses the class of their exceptions."""
     registry = Registry(ask.registry)
     registry.verify(ask.release_id)
-    config = EngineConfig.model_validate(
-        storage.read_json(storage.join(registry.folder(ask.release_id), "config.json"))
-    )
+    config = registry.read_config(ask.release_id)
     unknown = sorted(set(ask.filters.fields) - set(config.source.item_fields))
     if unknown:
         raise ConfigError(
@@ -163,14 +161,11 @@ def recommend_batch(
     release: LoadedRelease, database: Engine, ask: Ask, users: Sequence[str]
 ) -> list[Ranking]:
     """Return the rankings of several users, as the endpoint's retriever and scorer make them."""
-    found = [
+    return answer(release, [
         find(release, database, Query(ask.k, user_id=user, filters=ask.filters),
              ask.serving.ranking)
         for user in users
-    ]
-    tasks = [each.task for each in found if each.task is not None]
-    ranked = iter(rank(release, tasks) if tasks else [])
-    return [each.ranking or next(ranked) for each in found]
+    ])
 
 
 def _rows(user_id: str, ranking: Ranking) -> list[dict[str, Any]]:

@@ -27,17 +27,17 @@ from engine.config import ServingConfig
 from engine.data.schema import EXAM_SCORES, RANKED_LISTS, histories_of, part_name
 from engine.metrics.ranking import DEPTH
 from engine.models.crm_examples import UserSlates, score_slates
-from engine.recommender.candidates import Filters, find_candidates, popular_items
+from engine.recommender.candidates import Filters, popular_items
 from engine.recommender.language import Reading, read_prompts, score_readings
-from engine.recommender.ranking import Ranking, RankTask, best_first, profile_of, rank
+from engine.recommender.lookup import Query, answer, choose
+from engine.recommender.ranking import Ranking, StageClock, best_first
 from engine.recommender.release import LoadedRelease, load_release
 from engine.releases.registry import Registry
 from engine.stages.exam import SAMPLE_FILE
 from engine.stages.partitions import map_with_actors
 from engine.stages.progress import counted
-from engine.types import FloatArray, History, IntArray, Window
-
-GATES_FILE, SLATES_FILE = "gates.safetensors", "slates.json"
+from engine.stages.slate_gates import SlateGates
+from engine.types import AnswerMode, FloatArray, History, IntArray, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,11 @@ def _write(
 
 
 def _write_gates(uri: str, slates: Sequence[Mapping[str, Any]]) -> None:
-    """Write the first gates of each slate, as the report of a training reads them."""
     gates = [np.frombuffer(each["gates"], np.float32).reshape(each["shape"]) for each in slates]
-    if gates:
-        storage.write_tensors(storage.join(uri, GATES_FILE), {"gates": np.stack(gates)})
-    storage.write_json(storage.join(uri, SLATES_FILE), {
-        "slate_ids": [each["slate_id"] for each in slates],
-        "user_ids": [each["user_id"] for each in slates],
-    })
+    SlateGates(
+        np.stack(gates), [each["slate_id"] for each in slates],
+        [each["user_id"] for each in slates],
+    ).write(uri)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +263,10 @@ class _Examinee:
         size = self._sitting.serving.max_batch_size
         for start in range(0, len(asked), size):
             batch = asked[start : start + size]
-            rankings = self._full([question for question, _ in batch])
+            rankings = self._answer([question for question, _ in batch])
             for (question, liked), ranking in zip(batch, rankings, strict=True):
                 lists.append(self._list(question, liked, ranking))
-                modes.append("popular" if ranking is None else str(ranking.mode))
+                modes.append(str(ranking.mode))
         return lists, modes
 
     def _liked(self, question: _Question) -> dict[int, int]:
@@ -284,36 +281,28 @@ class _Examinee:
             ) if label == 1 and own not in seen
         }
 
-    def _full(self, questions: Sequence[_Question]) -> list[Ranking | None]:
-        """Return the endpoint's rankings; None: nothing is known, it answers by popularity."""
-        tasks = [self._task(each) for each in questions]
-        known = [len(task.history) > 0 or self._release.knows(task.user_id) for task in tasks]
-        asked = [task for task, is_known in zip(tasks, known, strict=True) if is_known]
-        ranked = iter(rank(self._release, asked) if asked else [])
-        return [next(ranked) if is_known else None for is_known in known]
-
-    def _task(self, question: _Question) -> RankTask:
-        settings, user_id = self._sitting.serving.ranking, str(question.row["user_id"])
-        history = question.history.tail(settings.max_history)
-        candidates = find_candidates(
-            self._release, history, profile_of(self._release, user_id),
-            Filters(exclude_seen=self._sitting.exclude_seen), settings.max_candidates,
-        )
-        return RankTask(
-            user_id, history, candidates, settings.llm_candidates, settings.max_candidates
-        )
+    def _answer(self, questions: Sequence[_Question]) -> list[Ranking]:
+        """Return the endpoint's rankings."""
+        settings = self._sitting.serving.ranking
+        filters = Filters(exclude_seen=self._sitting.exclude_seen)
+        return answer(self._release, [
+            choose(
+                self._release, each.history.tail(settings.max_history),
+                Query(DEPTH, user_id=each.row["user_id"], filters=filters), settings, StageClock(),
+            )
+            for each in questions
+        ])
 
     def _list(
-        self, question: _Question, liked: Mapping[int, int], ranking: Ranking | None
+        self, question: _Question, liked: Mapping[int, int], ranking: Ranking
     ) -> dict[str, Any]:
         release, exclude_seen = self._release, self._sitting.exclude_seen
         filters = Filters(exclude_seen=exclude_seen)
         popular = popular_items(release, question.history, filters, DEPTH)
-        full = crm = popular
-        if ranking is not None:
-            items = ranking.items[:DEPTH]
-            full = np.array([release.catalogue.index_of(item.item_id) for item in items])
-            crm = full[best_first(np.array([item.crm_score for item in items]), full)]
+        full = np.array([release.catalogue.index_of(item.item_id) for item in ranking.items])
+        crm = full
+        if ranking.mode is not AnswerMode.POPULAR:
+            crm = full[best_first(np.array([item.crm_score for item in ranking.items]), full)]
         history = np.zeros(0, np.int32) if exclude_seen else most_often(question.history)
         return {
             "user_id": question.row["user_id"], "slate_id": question.slate_id,

@@ -6,7 +6,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from engine import storage
@@ -15,7 +14,7 @@ from engine.config import EngineConfig
 from engine.errors import ArtifactError
 from engine.stages import plots
 from engine.stages.comparison import DIFFERENCES
-from engine.stages.page import data_uri, render_page
+from engine.stages.page import data_uri, format_moment, render_page
 from engine.stages.quality import find_table
 from engine.types import Window
 
@@ -147,14 +146,10 @@ def windows_of(timeline: Mapping[str, int], facts: Mapping[str, Any]) -> list[di
     cuts = [timeline[name] for name in ("start_s", "t0_s", "t1_s", "t2_s", "end_s")]
     uses = ("trains the CRM", "trains the bank", "everything is chosen here", "reported once")
     return [
-        {"name": window.name.lower(), "use": use, "start": _moment(start), "end": _moment(end),
-         "events": facts.get("windows", {}).get(window.name.lower())}
+        {"name": window.name.lower(), "use": use, "start": format_moment(start),
+         "end": format_moment(end), "events": facts.get("windows", {}).get(window.name.lower())}
         for window, use, start, end in zip(Window, uses, cuts, cuts[1:], strict=False)
     ]
-
-
-def _moment(time_s: int) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def quarantined(interactions: Mapping[str, Any]) -> dict[str, int]:

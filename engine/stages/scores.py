@@ -26,6 +26,7 @@ from engine.models.popularity import FILE as POPULARITY
 from engine.models.popularity import Popularity
 from engine.stages.partitions import map_partitions, map_with_actors
 from engine.stages.progress import counted
+from engine.stages.slate_gates import SlateGates
 from engine.training.adapter_examples import AdapterExample, read_examples
 from engine.types import CRMOutput, FloatArray, Window
 
@@ -200,12 +201,11 @@ def _write_gates(
 ) -> None:
     """Write the first gates of each slate: the user mix, or its first candidate's (target)."""
     first = [number for number, example in enumerate(examples) if example.first_slot == 0]
-    tensors = {"gates": np.stack([gates[number] for number in first]).astype(np.float32)}
-    storage.write_tensors(storage.join(folder, "gates.safetensors"), tensors)
-    storage.write_json(storage.join(folder, "slates.json"), {
-        "slate_ids": [examples[number].slate_id for number in first],
-        "user_ids": [examples[number].user_id for number in first],
-    })
+    SlateGates(
+        np.stack([gates[number] for number in first]),
+        [examples[number].slate_id for number in first],
+        [examples[number].user_id for number in first],
+    ).write(folder)
 
 
 # ----- join
