@@ -333,6 +333,11 @@ class EvaluationConfig(Section):
     max_rows: int = Field(default=500_000, ge=1)
     """Rows of a window (of whole users, by a stable hash) on which CRM and popularity are measured;
     the work is `bootstrap_draws` times this."""
+    references: tuple[Literal["zero_shot", "shuffled"], ...] = Field(
+        default=("zero_shot", "shuffled")
+    )
+    """What the test sample is scored with beside the bank: no adapter, another user's gates. Each
+    costs as much as the bank's own scores of it."""
     batch_slates: int = Field(default=8, ge=1)
     """Slates scored at a time."""
     bootstrap_draws: int = Field(default=1000, ge=100)

@@ -19,9 +19,16 @@ FILES = ("bank.safetensors", "bank.json", "curve.json")
 
 
 def train_adapters(
-    run: str, config: EngineConfig, prompts: Artifact, crm: Artifact, crm_scores: Artifact
+    run: str, config: EngineConfig, prompts: Artifact, crm: Artifact, crm_scores: Artifact, *,
+    seed: int | None = None,
 ) -> Artifact:
-    """Train on the prompts of [T0, T1) under the states of the frozen, out-of-time CRM."""
+    """Train on the prompts of [T0, T1) under the states of the frozen, out-of-time CRM.
+
+    `seed` stands in for `run.seed`: other initial weights and batches of the same sample.
+    """
+    if seed is not None:
+        run_config = config.run.model_copy(update={"seed": seed})
+        config = config.model_copy(update={"run": run_config})
     settings = {
         "bank": config.bank.settings(), "adapters": config.adapters.settings(),
         "seed": config.run.seed, "dtype": config.base_model.dtype,

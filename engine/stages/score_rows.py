@@ -5,8 +5,10 @@ than the limit, users are kept by a stable hash, so the same users every time.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +75,17 @@ def sample_slates(scores: Artifact, window: Window) -> dict[str, str]:
     """Return the user of each slate that the language model scored, in order of appearance."""
     table = _sample_table(scores, window, ["slate_id", "llm_logit"])
     return dict(zip(table["slate_id"].to_pylist(), table["user_id"].to_pylist(), strict=True))
+
+
+def sample_keys(scores: Artifact, window: Window) -> dict[str, Sequence[Any]]:
+    """Return user_id, slate_id and slot of each row of `read_sample`, in its order."""
+    table = _sample_table(scores, window, ["slate_id", "llm_logit"])
+    slots, seen = [], Counter[str]()
+    for slate_id in table["slate_id"].to_pylist():
+        slots.append(seen[slate_id])
+        seen[slate_id] += 1
+    return {"user_id": table["user_id"].to_pylist(), "slate_id": table["slate_id"].to_pylist(),
+            "slot": slots}
 
 
 def _tables(scores: Artifact, columns: list[str]) -> Iterator[pa.Table]:

@@ -4,8 +4,9 @@
     gates.safetensors         "gates" [slates, G, N]: user mixes of the test sample, by slate id
     slates.json               their slate and user ids
 
-The language model scores the sample as released; the test sample also without the bank (zero-shot)
-and with the gates of another user (a derangement). Ray Data actors hold the model.
+The language model scores the sample as released; the test sample also as `evaluation.references`
+ask: without the bank (zero-shot) and with the gates of another user (a derangement). Ray Data
+actors hold the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ Row = tuple[str, int]
 """Slate id and slot."""
 Logits = tuple[float | None, ...]
 """Values of COLUMNS."""
+EVALUATED = (Window.VALIDATION, Window.TEST)
 COLUMNS = ("llm_logit", "zero_shot_logit", "shuffled_logit")
 
 
@@ -45,12 +47,21 @@ def score_prompts(
     crm_scores: Artifact,
     bank: Artifact,
     popularity: Artifact,
+    *,
+    windows: tuple[Window, ...] = EVALUATED,
 ) -> Artifact:
-    """Score the sample with the language model and join it with the other scores of all rows."""
+    """Score the sample with the language model and join it with the other scores of all rows.
+
+    The language model scores the sample of `windows` alone; a sweep needs only validation.
+    """
     inputs = [slates, prompts, crm_scores, bank, popularity]
-    return make(run, "scores", {"seed": config.run.seed}, inputs, partial(
+    settings = {
+        "seed": config.run.seed, "references": list(config.evaluation.references),
+        "windows": [window.name for window in windows],
+    }
+    return make(run, "scores", settings, inputs, partial(
         _write, config=config, slates=slates, prompts=prompts, crm_scores=crm_scores, bank=bank,
-        popularity=popularity,
+        popularity=popularity, windows=windows,
     ))
 
 
@@ -62,12 +73,13 @@ def _write(
     crm_scores: Artifact,
     bank: Artifact,
     popularity: Artifact,
+    windows: tuple[Window, ...],
 ) -> Mapping[str, Any]:
     partitions = range(config.histories.num_partitions)
     examples = read_examples(
         [prompts.path(part_name("prompts", k)) for k in partitions],
         [crm_scores.path(part_name("scores", k)) for k in partitions],
-        (Window.VALIDATION, Window.TEST),
+        windows,
     )
     donors = derange(examples, config.run.seed)
     scored, gates = score_examples(config, bank.uri, examples, donors)
@@ -122,6 +134,7 @@ class PromptScorer:
         self.model = PersonalizedLLM.load(config.base_model, bank)
         self.examples: list[AdapterExample] = ray.get(examples)
         self.donors = donors
+        self.references = config.evaluation.references
 
     def __call__(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Score the examples with these numbers in one forward pass."""
@@ -140,19 +153,22 @@ class PromptScorer:
         ]
 
     def _score_references(self, numbers: Sequence[int], columns: Sequence[FloatArray]) -> None:
-        """Fill zero-shot and shuffled logits of the test examples."""
+        """Fill the reference logits of the test examples."""
         places = [p for p, n in enumerate(numbers) if self.examples[n].window == Window.TEST]
         if not places:
             return
-        pairs = [(self.examples[numbers[p]], self.donors[numbers[p]]) for p in places]
-        prompts = [example.prompt for example, _ in pairs]
-        foreign = [
-            self.model.gates(borrowed(example.crm, self.examples[donor].crm))
-            for example, donor in pairs
-        ]
-        references = self.model.score(prompts, None), self.model.score(prompts, foreign)
-        for place, zero_shot, shuffled in zip(places, *references, strict=True):
-            columns[place][:, 1], columns[place][:, 2] = zero_shot, shuffled
+        prompts = [self.examples[numbers[p]].prompt for p in places]
+        for name in self.references:
+            gates = None
+            if name == "shuffled":
+                gates = [self._foreign_gates(numbers[place]) for place in places]
+            column = COLUMNS.index(f"{name}_logit")
+            for place, logits in zip(places, self.model.score(prompts, gates), strict=True):
+                columns[place][:, column] = logits
+
+    def _foreign_gates(self, number: int) -> FloatArray:
+        donor = self.examples[self.donors[number]]
+        return self.model.gates(borrowed(self.examples[number].crm, donor.crm))
 
 
 def score_examples(
@@ -228,7 +244,7 @@ def _write_partition(
     }
     rows = []
     for slate in storage.read_table(slates.path(part_name("slates", partition))).to_pylist():
-        if slate["window"] in (Window.VALIDATION, Window.TEST):
+        if slate["window"] in EVALUATED:
             rows += _rows(slate, outputs[slate["slate_id"]], scored, popularity)
     storage.write_table(
         storage.join(folder, part_name("scores", partition)),

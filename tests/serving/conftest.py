@@ -1,4 +1,4 @@
-"""One application for the whole session, deployed as an operator does: by a config over REST."""
+"""One application for this folder's tests, deployed as an operator does: by a config over REST."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ def answers_before_promotion(service: Service) -> dict[str, int]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Serve release r1, promoted while the application runs; r2 is published, too."""
     from ray import serve

@@ -18,7 +18,7 @@ from tests.serving.conftest import REPO, Service, local_config
 EVERY = 31
 """One user in so many is kept."""
 
-RATED_BY = 5
+RATED_BY = 8
 """Kept users who must have rated an item, or it is left out with its events."""
 
 
@@ -47,12 +47,13 @@ def config_file(ml_100k: str, smollm2: str, tmp_path_factory: pytest.TempPathFac
         "run": {"root": str(folder / "run"), "registry": str(folder / "releases")},
         "source": {"format": "recbole", "path": str(sample)},
         "histories": {"num_partitions": 2},
+        "slates": {"max_size": 4},
         "base_model": {"cache": str(Path(smollm2).parent)},
         "crm": {"epochs": 1, "lanes": 2, "threads_per_worker": 1},
-        "prompt": {"history_size": 6},
+        "prompt": {"history_size": 4},
         "adapters": {"max_slates": 8, "batch_slates": 4, "threads_per_worker": 2,
                      "learning_rate": 0.02, "gate_learning_rate": 0.02},
-        "evaluation": {"validation_rows": 20, "test_rows": 20, "bootstrap_draws": 100},
+        "evaluation": {"validation_rows": 16, "test_rows": 16, "bootstrap_draws": 100},
     }))
     return path
 

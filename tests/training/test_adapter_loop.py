@@ -1,14 +1,19 @@
-"""Bank training on a tiny model: workers, ZeRO stages, resume after kill -9, frozen base."""
+"""Bank training on a tiny model: workers, ZeRO stages, resume after kill -9, frozen base.
+
+A restart within one call is in tests/stages/test_crm.py.
+"""
 
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ray.train import WorkerGroupError
 
 from engine import storage
 from engine.config import AdapterTrainingConfig, BankConfig, EngineConfig, RunConfig
@@ -86,7 +91,7 @@ def train(
     """Train under Ray; return the curve and the bank."""
     checkpoint = fit(
         loop, settings, storage=str(folder), name="adapters", num_workers=workers,
-        threads_per_worker=1, use_gpu=False, max_failures=1,
+        threads_per_worker=1, use_gpu=False, max_failures=0,
     )
     curve = storage.read_json(f"{checkpoint}/curve.json")
     return curve, storage.read_tensors(f"{checkpoint}/bank.safetensors")
@@ -114,11 +119,10 @@ def test_loss_falls_and_gates_start_to_differ(reference: Any) -> None:
     assert [point["step"] for point in curve] == list(range(6))
 
 
-@pytest.mark.parametrize("zero_stage", [1, 3])
-def test_two_workers_give_the_losses_of_one(
-    reference: Any, world: dict[str, Any], tmp_path: Path, zero_stage: int
+def test_two_workers_at_stage_3_give_the_losses_of_one_at_stage_1(
+    reference: Any, world: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = changed(world, adapters={"num_workers": 2, "zero_stage": zero_stage})
+    settings = changed(world, adapters={"num_workers": 2, "zero_stage": 3})
     curve, bank = train(settings, tmp_path, workers=2)
     expected = [point["loss"] for point in reference[0]]
     assert [point["loss"] for point in curve] == pytest.approx(expected, rel=1e-5)
@@ -141,7 +145,7 @@ class DyingSession:
 
     def report(self, metrics: dict[str, float], folder: Path | None, name: str | None) -> None:
         self.session.report(metrics, folder, name)
-        if metrics["step"] == 4 and not self.flag.exists():
+        if metrics["step"] == 4 and self.world_rank == 0 and not self.flag.exists():
             self.flag.write_text("died")
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -149,17 +153,23 @@ class DyingSession:
 def dying_loop(settings: dict[str, Any], session: Session) -> None:
     """Train with a death in the middle."""
     adapter_loop(settings, DyingSession(session, Path(settings["flag"])))
+    assert deepspeed.comm.comm.cdb.shm_comm_op is None      # else a compiler ran
 
 
-def test_training_goes_on_from_its_checkpoint_after_kill_9(
+def test_two_workers_killed_and_started_again_learn_what_one_learns_uninterrupted(
     reference: Any, world: dict[str, Any], tmp_path: Path
 ) -> None:
     flag = tmp_path / "flag"
-    curve, bank = train({**world, "flag": str(flag)}, tmp_path / "run", loop=dying_loop)
+    settings = {
+        **changed(world, adapters={"num_workers": 2, "zero_stage": 2}), "flag": str(flag)
+    }
+    with pytest.raises(WorkerGroupError):
+        train(settings, tmp_path / "run", loop=dying_loop, workers=2)
     assert flag.read_text() == "died"
+    curve, bank = train(settings, tmp_path / "run", loop=dying_loop, workers=2)
     assert [point["step"] for point in curve] == list(range(6))
     assert [p["loss"] for p in curve] == pytest.approx([p["loss"] for p in reference[0]], rel=1e-5)
-    assert_same(bank, reference[1], 1e-5)
+    assert_same(bank, reference[1], 1e-4)
 
 
 @pytest.mark.parametrize("gate", [GateInput.HYBRID])

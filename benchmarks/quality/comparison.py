@@ -1,0 +1,103 @@
+"""Scores of several rows on the same test rows -> paired differences, seeds averaged.
+
+A row in candidate scope scored fewer users: the two are then compared where both have a score.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.quality.rows import ROWS
+from engine.artifacts import Artifact
+from engine.metrics import ctr
+from engine.metrics.ctr import Rows
+from engine.metrics.estimates import Estimate, differences
+from engine.models.fusion import Fusion
+from engine.stages.comparison import as_json, model_logits
+from engine.stages.score_rows import read_sample, sample_keys
+from engine.types import Window
+
+Column = tuple[str, str]
+"""Row and model, e.g. ("bank-user", "llm")."""
+RIVALS = ("lora-8", "lora-64", "lora-equal", "bank-uniform")
+METRICS = ("auc", "gauc", "log_loss")
+BASE = "bank-user"
+"""The row whose scores hold what does not depend on a row: CRM, popularity, zero-shot."""
+
+
+class Sheet:
+    """The logits of one row, one table for each seed, by slate and slot."""
+
+    def __init__(self, scores: Artifact, fusion: Fusion) -> None:
+        sample = read_sample(scores, Window.TEST)
+        self.table = pd.DataFrame({
+            **sample_keys(scores, Window.TEST), "label": sample.rows.labels_N,
+            **model_logits(sample, fusion),
+        }).set_index(["slate_id", "slot"])
+
+
+class Comparison:
+    """All rows of a plan that are done."""
+
+    def __init__(self, sheets: Mapping[str, Sequence[Sheet]], *, num_draws: int, seed: int) -> None:
+        self.sheets, self.num_draws, self.seed = sheets, num_draws, seed
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return each pair with its rows, users, seeds and the intervals of the difference."""
+        return [self.compare(first, second) for first, second in self.pairs()]
+
+    def pairs(self) -> Iterator[tuple[Column, Column]]:
+        """Yield what is worth comparing among the rows that are done."""
+        for name in self.sheets:
+            for rival in RIVALS:
+                if ROWS[name].is_routed and rival in self.sheets:
+                    yield (name, "llm"), (rival, "llm")
+            if "shuffled" in self._models(name):
+                yield (name, "llm"), (name, "shuffled")
+            if BASE in self.sheets:
+                yield (name, "llm"), (BASE, "zero_shot")
+                if name != BASE:
+                    yield (name, "llm"), (BASE, "llm")
+            yield (name, "fused"), (name, "crm_calibrated")
+            if ROWS[name].is_routed and "lora-64" in self.sheets:
+                yield (name, "fused"), ("lora-64", "fused")
+
+    def compare(self, first: Column, second: Column) -> dict[str, Any]:
+        """Return the paired difference of two columns, each averaged over its seeds."""
+        shared = self.sheets[first[0]][0].table.index.intersection(
+            self.sheets[second[0]][0].table.index
+        ).sort_values()
+        table = self.sheets[first[0]][0].table.loc[shared]
+        rows = Rows.of(table["user_id"].to_numpy(), table["label"].to_numpy())
+        one, other = self._measure(first, shared, rows), self._measure(second, shared, rows)
+        return {
+            "first": "/".join(first), "second": "/".join(second),
+            "num_rows": len(rows), "num_users": rows.num_users,
+            "seeds": [len(self.sheets[first[0]]), len(self.sheets[second[0]])],
+            "difference": {
+                name: as_json(each) for name, each in differences(one, other).items()
+                if name in METRICS
+            },
+        }
+
+    def _models(self, name: str) -> Sequence[str]:
+        return list(self.sheets[name][0].table.columns)
+
+    def _measure(self, column: Column, index: pd.Index, rows: Rows) -> dict[str, Estimate]:
+        name, model = column
+        measured = [
+            ctr.measure(rows, sheet.table.loc[index, model].to_numpy(),
+                        num_draws=self.num_draws, seed=self.seed)
+            for sheet in self.sheets[name]
+        ]
+        return {metric: mean([each[metric] for each in measured]) for metric in ctr.METRICS}
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean over seeds, value by value and draw by draw."""
+    return Estimate(
+        float(np.mean([each.value for each in estimates])),
+        np.mean([each.draws_D for each in estimates], axis=0),
+    )

@@ -1,0 +1,61 @@
+"""What one data set's table is made of: a YAML file beside this one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from benchmarks.quality.rows import ROWS, Row
+from engine.config import EngineConfig, Section, load_config
+from engine.errors import ConfigError
+
+
+class Plan(Section):
+    """A data set, what is changed of its configuration, and the rows of its table."""
+
+    title: str
+    """Heading of the data set in the results."""
+    config: str
+    """The engine's configuration of this data set."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Dotted names that differ from it, for every row."""
+    candidate_overrides: dict[str, Any] = Field(default_factory=dict)
+    """Dotted names that differ in candidate scope, where a row costs ten times as much."""
+    rates: tuple[float, ...] = (1.0,)
+    """Learning rates that every row tries with its first seed, as multiples of the configured ones;
+    the best validation AUC wins."""
+    seeds: tuple[int, ...] = (1,)
+    """Initial weights and batch orders of each row; the sample stays the same."""
+    rows: tuple[str, ...]
+    """Names of rows.ROWS, in the order of their training."""
+
+    def engine_config(self) -> EngineConfig:
+        """Return the configuration that all rows share."""
+        return load_config(self.config, self.overrides)
+
+    def row_config(
+        self, row: Row, rate: float = 1.0, more: Mapping[str, Any] | None = None
+    ) -> EngineConfig:
+        """Return a row's configuration; `rate` multiplies the learning rates."""
+        adapters = self.engine_config().adapters
+        return load_config(self.config, {
+            **self.overrides, **(self.candidate_overrides if row.in_candidate_scope else {}),
+            **row.settings, **(more or {}),
+            "adapters.learning_rate": adapters.learning_rate * rate,
+            "adapters.gate_learning_rate": adapters.gate_learning_rate * rate,
+            "evaluation.references": list(row.references),
+        })
+
+
+def read_plan(path: str) -> Plan:
+    """Read a plan; raise ConfigError that names what is wrong."""
+    try:
+        plan = Plan.model_validate(yaml.safe_load(Path(path).read_text()))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"plan {path!r}: {error}") from error
+    unknown = [name for name in plan.rows if name not in ROWS]
+    if unknown:
+        raise ConfigError(f"plan {path!r} names rows {unknown}; there are {sorted(ROWS)}")
+    return plan

@@ -1,0 +1,166 @@
+"""One row of a plan: train, score, measure; every part is kept, so it can be stopped anywhere."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from benchmarks.quality.ground import Ground, States
+from benchmarks.quality.plan import Plan
+from benchmarks.quality.rows import ROWS, Budget
+from engine import storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.metrics import ctr
+from engine.models.fusion import Fusion
+from engine.stages.adapters import train_adapters
+from engine.stages.comparison import describe_gates, measure_models, table_of
+from engine.stages.evaluation import FUSION_FILE, fit_fusion
+from engine.stages.prompts import build_prompts
+from engine.stages.score_rows import read_sample
+from engine.stages.scores import score_prompts
+from engine.stages.slate_gates import read_gates
+from engine.types import Window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one training of a row leaves."""
+
+    bank: Artifact
+    scores: Artifact
+    fusion: Artifact
+
+    def fitted(self) -> Fusion:
+        """Return the fusion with the CRM, fitted on validation."""
+        return Fusion.from_json(storage.read_json(self.fusion.path(FUSION_FILE)))
+
+
+class Bench:
+    """The rows of one plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.config = plan.engine_config()
+        self.ground = Ground(self.config)
+
+    def train(self, name: str, seed: int) -> Trained:
+        """Return the row trained with this seed at the rate that won with the first one."""
+        return self._train(name, seed, self.best_rate(name))
+
+    def best_rate(self, name: str) -> float:
+        """Return the multiple of the learning rates with the best validation AUC."""
+        if len(self.plan.rates) == 1:
+            return self.plan.rates[0]
+        aucs = self.validation_aucs(name)
+        return max(aucs, key=lambda rate: aucs[rate])
+
+    def validation_aucs(self, name: str) -> dict[float, float]:
+        """Return the validation AUC of each rate with the first seed."""
+        found = {}
+        for rate in self.plan.rates:
+            config, prompts, states = self.inputs(name, rate)
+            bank = self._bank(config, prompts, states, self.plan.seeds[0])
+            scores = self._scores(config, prompts, states, bank, (Window.VALIDATION,))
+            sample = read_sample(scores, Window.VALIDATION)
+            found[rate] = ctr.auc(sample.rows.labels_N, sample.scores["llm_logit"])
+        return found
+
+    def _train(self, name: str, seed: int, rate: float) -> Trained:
+        config, prompts, states = self.inputs(name, rate)
+        bank = self._bank(config, prompts, states, seed)
+        windows = Window.VALIDATION, Window.TEST
+        scores = self._scores(config, prompts, states, bank, windows)
+        return Trained(bank, scores, fit_fusion(self.ground.root, config, scores))
+
+    def _bank(
+        self, config: EngineConfig, prompts: Artifact, states: States, seed: int
+    ) -> Artifact:
+        root = self.ground.root
+        return train_adapters(root, config, prompts, states.crm, states.scores, seed=seed)
+
+    def _scores(
+        self, config: EngineConfig, prompts: Artifact, states: States, bank: Artifact,
+        windows: tuple[Window, ...],
+    ) -> Artifact:
+        ground = self.ground
+        return score_prompts(
+            ground.root, config, ground.slates, prompts, states.scores, bank, ground.popularity,
+            windows=windows,
+        )
+
+    def inputs(self, name: str, rate: float = 1.0) -> tuple[EngineConfig, Artifact, States]:
+        """Return a row's configuration, prompts, and the CRM behind its gates."""
+        row = ROWS[name]
+        more: dict[str, Any] = {}
+        if row.equal_size:
+            rank = self._equal_rank()
+            more |= {"bank.rank": rank, "bank.alpha": 2.0 * rank}
+        config = self.plan.row_config(row, rate, more)
+        prompts = self._prompts(config)
+        if row.budget is Budget.TOKENS:
+            tokens_each = prompts.facts["bank_tokens"] / config.adapters.max_slates
+            slates = round(self._prompts(self.config).facts["bank_tokens"] / tokens_each)
+            config = self.plan.row_config(row, rate, {**more, "adapters.max_slates": slates})
+            prompts = self._prompts(config)
+        states = self._in_sample if row.in_sample_crm else self._out_of_time
+        return config, prompts, states
+
+    def _prompts(self, config: EngineConfig) -> Artifact:
+        ground = self.ground
+        return build_prompts(
+            ground.root, config, ground.histories, ground.slates, ground.item_text
+        )
+
+    @cached_property
+    def _out_of_time(self) -> States:
+        return self.ground.states()
+
+    @cached_property
+    def _in_sample(self) -> States:
+        return self.ground.states(in_sample=True)
+
+    def _equal_rank(self) -> int:
+        """Return the rank of one LoRA with as many weights as the bank and its gates."""
+        facts = self.train("bank-user", self.plan.seeds[0]).bank.facts
+        bank = self.config.bank
+        per_rank = facts["bank_parameters"] / (bank.rank * bank.num_adapters)
+        return round((facts["bank_parameters"] + facts["gate_parameters"]) / per_rank)
+
+
+def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, Any]:
+    """Return the JSON of one trained row: cost, metrics on the test sample, gates."""
+    row, config = ROWS[name], bench.config
+    facts = trained.bank.facts
+    sample = read_sample(trained.scores, Window.TEST)
+    measured = measure_models(
+        sample, trained.fitted(), num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
+    )
+    validation = read_sample(trained.scores, Window.VALIDATION)
+    gates = read_gates(trained.scores)
+    _, prompts, _ = bench.inputs(name, bench.best_rate(name))
+    epochs = config.adapters.epochs
+    return {
+        "row": name, "title": row.title, "seed": seed, "settings": dict(row.settings),
+        "rate": bench.best_rate(name),
+        "tuning": {
+            str(rate): auc for rate, auc in bench.validation_aucs(name).items()
+        } if len(bench.plan.rates) > 1 else {},
+        "trainable_parameters": {
+            "bank": facts["bank_parameters"],
+            "gates": facts["gate_parameters"] if row.is_routed else 0,
+        },
+        "training": {
+            "slates": prompts.facts["bank_prompts"], "labels": prompts.facts["bank_rows"] * epochs,
+            "tokens": facts["training_tokens"], "steps": facts["steps"],
+            "final_loss": facts["final_loss"], "seconds": trained.bank.manifest()["seconds"],
+        },
+        "scoring_seconds": trained.scores.manifest()["seconds"],
+        "validation_auc": ctr.auc(validation.rows.labels_N, validation.scores["llm_logit"]),
+        "fusion": storage.read_json(trained.fusion.path(FUSION_FILE))["full"],
+        "test": table_of(sample, measured),
+        "gates": describe_gates(None if gates is None else gates.gates_SGK)["gates"],
+        "artifacts": {"bank": trained.bank.key, "scores": trained.scores.key},
+    }

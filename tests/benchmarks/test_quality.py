@@ -1,0 +1,85 @@
+"""Plans and paired comparisons of benchmarks/quality."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality.comparison import Comparison, Sheet, mean
+from benchmarks.quality.plan import read_plan
+from benchmarks.quality.rows import ROWS
+from engine.errors import ConfigError
+from engine.metrics.estimates import Estimate
+from engine.models.fusion import IDENTITY, Fusion
+from tests.synthetic_scores import make_scores
+
+REPO = Path(__file__).resolve().parents[2]
+FUSION = Fusion(0.5, 1.0, 0.0, IDENTITY, IDENTITY)
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "benchmarks/quality").glob("*.yaml")))
+def test_every_row_of_every_plan_is_a_valid_configuration(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPO)
+    plan = read_plan(str(path))
+    shared = plan.engine_config()
+    for name in plan.rows:
+        row = ROWS[name]
+        config = plan.row_config(row, rate=0.5)
+        assert config.adapters.learning_rate == shared.adapters.learning_rate / 2
+        assert config.evaluation.references == row.references
+        assert (config.bank.num_adapters == 1) == name.startswith("lora")
+        if not row.in_candidate_scope:
+            sample = (shared.adapters.max_slates, shared.evaluation.test_rows)
+            assert (config.adapters.max_slates, config.evaluation.test_rows) == sample
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("title: x", "config"),
+    ("{title: x, config: y, rows: [bank-none]}", "bank-none"),
+    ("[", "plan"),
+])
+def test_a_wrong_plan_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_plan(str(path))
+
+
+def test_seeds_are_averaged_draw_by_draw() -> None:
+    found = mean([Estimate(1.0, np.array([1.0, 2.0])), Estimate(3.0, np.array([3.0, 6.0]))])
+    assert found.value == 2.0
+    np.testing.assert_array_equal(found.draws_D, [2.0, 4.0])
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory: pytest.TempPathFactory) -> Sheet:
+    return Sheet(make_scores(str(tmp_path_factory.mktemp("scores"))), FUSION)
+
+
+def test_a_row_differs_from_itself_by_nothing_and_from_noise_by_much(sheet: Sheet) -> None:
+    comparison = Comparison(
+        {"bank-user": [sheet], "lora-64": [sheet, sheet]}, num_draws=200, seed=1
+    )
+    found = {(each["first"], each["second"]): each for each in comparison.to_json()}
+    same = found["bank-user/llm", "lora-64/llm"]
+    assert same["seeds"] == [1, 2]
+    for interval in same["difference"].values():
+        assert interval == pytest.approx({"value": 0, "low": 0, "high": 0})
+    assert found["bank-user/llm", "bank-user/zero_shot"]["difference"]["auc"]["low"] > 0.1
+    assert ("bank-user/llm", "bank-user/shuffled") in found
+
+
+def test_rows_that_scored_other_users_are_compared_where_both_did(sheet: Sheet) -> None:
+    part = Sheet.__new__(Sheet)
+    users = sorted(sheet.table["user_id"].unique())[:10]
+    shuffled = sheet.table.sample(frac=1, random_state=0)
+    part.table = shuffled[shuffled["user_id"].isin(users)]
+    comparison = Comparison(
+        {"bank-user": [sheet], "bank-target-tokens": [part]}, num_draws=100, seed=1
+    )
+    found = comparison.compare(("bank-target-tokens", "llm"), ("bank-user", "llm"))
+    assert found["num_users"] == 10
+    assert found["num_rows"] == len(part.table)
+    assert found["difference"]["auc"] == pytest.approx({"value": 0, "low": 0, "high": 0})
