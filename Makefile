@@ -10,13 +10,15 @@ PIP := $(RUN) pip install --disable-pip-version-check --no-compile
 
 INSTALLED := .venv/.installed
 TESTED := .venv/.installed-dev
+QUALITY := $(RUN) benchmarks.quality --plan benchmarks/quality
+PEERS := cache/peers/fuxictr/.installed cache/peers/rectools/.installed
 FETCHED := cache/ml-100k/ml-100k.inter cache/models/smollm2-135m-instruct/config.json
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=# else every process compiles anew what COMPILE left out
 
-.PHONY: demo test test-ray test-rest train serve install fetch lint docs constraints clean
+.PHONY: demo test test-ray test-rest train results results-quick serve install fetch lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
@@ -34,6 +36,16 @@ test-rest: $(TESTED) $(FETCHED)
 train: $(INSTALLED) $(FETCHED)          ## all of MovieLens-100K, or CONFIG=...
 	$(RUN) jobs.train_reclora --config $(CONFIG)
 
+results: $(INSTALLED) $(FETCHED) $(PEERS)   ## docs/results.md: hours; stopped, it goes on where it was
+	$(QUALITY)/ml-100k.yaml
+	if test -e cache/ml-1m.zip; then $(QUALITY)/ml-1m.yaml; fi
+	if test -e cache/online-retail.zip; then $(QUALITY)/online-retail.yaml; fi
+	$(RUN) benchmarks.quality.page
+
+results-quick: $(INSTALLED) $(FETCHED)  ## a short form of the results, printed
+	$(QUALITY)/quick.yaml --out runs/quality/quick/results
+	$(RUN) benchmarks.quality.page --quick runs/quality/quick/results
+
 serve: $(INSTALLED) $(FETCHED)          ## the live release on http://127.0.0.1:8000
 	$(BIN)/serve run serve_configs/local.yaml
 
@@ -48,6 +60,12 @@ lint: $(TESTED)
 
 docs: $(INSTALLED)                      ## docs/config.md from the settings' descriptions
 	$(RUN) jobs.write_config_docs
+
+cache/peers/%/.installed: benchmarks/quality/peers/%.txt    # for `make results`
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25"
+	$(@D)/bin/python -m pip install --disable-pip-version-check $(TORCH) --requirement $<
+	touch $@
 
 constraints: $(TESTED)               ## pin the versions that are installed now
 	{ sed -n '/^#/p' constraints.txt; $(RUN) pip freeze --all --exclude pip --exclude lifelora \

@@ -3,8 +3,10 @@
 python -m benchmarks.quality --plan benchmarks/quality/ml-100k.yaml
     [--out benchmarks/results/quality/ml-100k] [--rows bank-user lora-64] [--minutes 45]
 
-Each row is a file <out>/<row>-<seed>.json. What is done is not done again, and a run that was
-stopped goes on where it was; with --minutes nothing new begins after that time.
+Each row is a file <out>/<row>-<seed>.json (or <out>/<row>.json, without a language model), and
+comparisons.json holds the paired differences of those that are done. What is done is not done
+again, and a run that was stopped goes on where it was; with --minutes nothing new begins after that
+time.
 """
 
 import argparse
@@ -27,13 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train and measure the rows of a plan.")
     parser.add_argument("--plan", required=True, help="YAML file of benchmarks/quality")
     parser.add_argument("--out", help="folder of the results; benchmarks/results/quality/<plan>")
-    parser.add_argument("--rows", nargs="*", help="only these rows")
+    parser.add_argument("--rows", nargs="*", help="only these rows and references, or `lists`")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after")
     options = parser.parse_args(arguments)
     out = Path(options.out or f"benchmarks/results/quality/{Path(options.plan).stem}")
     try:
         plan = read_plan(options.plan)
-        return run(plan, out, options.rows or plan.rows, options.minutes * 60)
+        names = options.rows or [*plan.rows, *plan.references, "lists"]
+        return run(plan, out, names, options.minutes * 60)
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -41,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
     """Train and write what is missing; return 0 if nothing is, 3 if time ran out."""
-    from benchmarks.quality.training import Bench, describe  # --help needs neither torch nor Ray
+    from benchmarks.quality.lists import Lists  # --help needs neither torch nor Ray
+    from benchmarks.quality.training import Bench
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
@@ -54,34 +58,73 @@ def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
             print(f"time is up before {name} with seed {seed}; the same command goes on")
             return 3
         log.info("row %s, seed %d", name, seed)
-        trained = bench.train(name, seed)
-        path = out / f"{name}-{seed}.json"
-        keys = {"bank": trained.bank.key, "scores": trained.scores.key}
-        if not path.exists() or json.loads(path.read_text())["artifacts"] != keys:
-            write(path, describe(bench, name, seed, trained))
+        write_row(bench, out, name, seed)
+        compare(bench, out)
+    references = bench.references()
+    for name in (each for each in names if each in plan.references):
+        if time.monotonic() > end_s:
+            print(f"time is up before {name}; the same command goes on")
+            return 3
+        log.info("row %s", name)
+        write(out / f"{name}.json", references.describe(name))
+    if plan.lists and "lists" in names:
+        if time.monotonic() > end_s:
+            print("time is up before the lists; the same command goes on")
+            return 3
+        write(out / "lists.json", Lists(bench, plan.lists, plan.seeds[0]).describe())
     return 0
 
 
 def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield rows and seeds: every row once before any row twice."""
     for seed in plan.seeds:
-        for name in names:
-            yield name, seed
+        for name in plan.rows:
+            if name in names:
+                yield name, seed
+
+
+def write_row(bench: Any, out: Path, name: str, seed: int) -> None:
+    """Train a row, and write its file unless it is there."""
+    from benchmarks.quality.training import describe
+
+    trained = bench.train(name, seed)
+    path = out / f"{name}-{seed}.json"
+    keys = {"bank": trained.bank.key, "scores": trained.scores.key}
+    if path.exists() and json.loads(path.read_text())["artifacts"] == keys:
+        return
+    row = describe(bench, name, seed, trained)
+    write(path, row)
+    for model in ("llm", "fused"):
+        found = row["test"]["models"][model]
+        print(f"{name:<20} seed {seed} {model:<6}", *(
+            f"{metric} {found[metric]['value']:.4f}" for metric in ("auc", "gauc", "log_loss")
+        ), flush=True)
+
+
+def compare(bench: Any, out: Path) -> None:
+    """Write the paired differences of all rows whose files and scores are there."""
+    from benchmarks.quality.comparison import Comparison, Sheet
+
+    sheets: dict[str, list[Sheet]] = {}
+    for name, seed in units(bench.plan, bench.plan.rows):
+        path = out / f"{name}-{seed}.json"
+        trained = bench.find(json.loads(path.read_text())["artifacts"]) if path.exists() else None
+        if trained is not None:
+            sheets.setdefault(name, []).append(Sheet(trained.scores, trained.fitted()))
+    config = bench.config
+    found = Comparison(
+        sheets, num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
+    ).to_json()
+    (out / "comparisons.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def write(path: Path, row: dict[str, Any]) -> None:
-    """Write one row with its circumstances and print its main figures."""
+    """Write one row with its circumstances."""
     from benchmarks.race import circumstances
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    value = {"command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
-             **circumstances(), **row}
-    path.write_text(json.dumps(value, indent=1) + "\n")
-    for model in ("llm", "fused"):
-        found = row["test"]["models"][model]
-        print(f"{row['row']:<20} seed {row['seed']} {model:<6}", *(
-            f"{name} {found[name]['value']:.4f}" for name in ("auc", "gauc", "log_loss")
-        ))
+    command = " ".join(["python -m benchmarks.quality", *sys.argv[1:]])
+    path.write_text(json.dumps({"command": command, **circumstances(), **row}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

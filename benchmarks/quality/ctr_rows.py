@@ -46,9 +46,7 @@ def export_rows(ground: Ground, states: States, examples: Artifact) -> CTRRows:
 
 
 def _write(folder: str, *, ground: Ground, states: States, examples: Artifact) -> Arrays:
-    inputs = CRMInputs(
-        ground.config, ground.histories.uri, ground.slates.uri, ground.item_text.uri
-    )
+    inputs = ground.crm_inputs()
     scorer = CRMScorer.load(states.crm.uri, inputs.catalogue(), inputs.vectors())
     limit = ground.config.crm.max_history
     counts = {}

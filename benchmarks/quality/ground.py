@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
-from engine.stages.crm import score_crm, train_crm
+from engine.stages.crm import CRMInputs, score_crm, train_crm
 from engine.stages.histories import build_histories
 from engine.stages.interactions import import_data
 from engine.stages.items import embed_items
@@ -33,6 +33,12 @@ class Ground:
         self.slates = build_slates(self.root, config, self.histories)
         self.popularity = count_popularity(self.root, config, self.histories)
         self.item_text = embed_items(self.root, config, self.histories)
+
+    def crm_inputs(self) -> CRMInputs:
+        """Return where the CRM's inputs are."""
+        return CRMInputs(
+            self.config, self.histories.uri, self.slates.uri, self.item_text.uri
+        )
 
     def states(self, *, in_sample: bool = False, seed: int | None = None) -> States:
         """Return the CRM trained on [start, T0), or with the bank's rows on [start, T1)."""

@@ -11,6 +11,8 @@ from benchmarks.quality.rows import ROWS, Row
 from engine.config import EngineConfig, Section, load_config
 from engine.errors import ConfigError
 
+REFERENCES = ("popularity", "crm", "crm-whole", "din", "sim")
+
 
 class Plan(Section):
     """A data set, what is changed of its configuration, and the rows of its table."""
@@ -30,6 +32,10 @@ class Plan(Section):
     """Initial weights and batch orders of each row; the sample stays the same."""
     rows: tuple[str, ...]
     """Names of rows.ROWS, in the order of their training."""
+    references: tuple[str, ...] = ()
+    """Rows without a language model: names of REFERENCES."""
+    lists: str | None = None
+    """Row whose top-k lists are measured beside those of other libraries, with the first seed."""
 
     def engine_config(self) -> EngineConfig:
         """Return the configuration that all rows share."""
@@ -58,4 +64,7 @@ def read_plan(path: str) -> Plan:
     unknown = [name for name in plan.rows if name not in ROWS]
     if unknown:
         raise ConfigError(f"plan {path!r} names rows {unknown}; there are {sorted(ROWS)}")
+    unknown = [name for name in plan.references if name not in REFERENCES]
+    if unknown:
+        raise ConfigError(f"plan {path!r} names references {unknown}; there are {REFERENCES}")
     return plan

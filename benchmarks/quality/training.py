@@ -1,15 +1,17 @@
 """One row of a plan: train, score, measure; every part is kept, so it can be stopped anywhere."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from benchmarks.quality.ground import Ground, States
 from benchmarks.quality.plan import Plan
+from benchmarks.quality.references import References
 from benchmarks.quality.rows import ROWS, Budget
 from engine import storage
-from engine.artifacts import Artifact
+from engine.artifacts import MANIFEST, Artifact, open_artifact
 from engine.config import EngineConfig
 from engine.metrics import ctr
 from engine.models.fusion import Fusion
@@ -19,8 +21,8 @@ from engine.stages.evaluation import FUSION_FILE, fit_fusion
 from engine.stages.prompts import build_prompts
 from engine.stages.score_rows import read_sample
 from engine.stages.scores import score_prompts
-from engine.stages.slate_gates import read_gates
-from engine.types import Window
+from engine.stages.slate_gates import SlateGates, read_gates
+from engine.types import FloatArray, Window
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +48,22 @@ class Bench:
         self.config = plan.engine_config()
         self.ground = Ground(self.config)
 
+    def references(self) -> References:
+        """Return the rows without a language model."""
+        return References(self.ground, self.plan.seeds)
+
     def train(self, name: str, seed: int) -> Trained:
         """Return the row trained with this seed at the rate that won with the first one."""
         return self._train(name, seed, self.best_rate(name))
+
+    def find(self, keys: Mapping[str, str]) -> Trained | None:
+        """Return what an earlier run left, by the keys that its file names; None if it is gone."""
+        root = self.ground.root
+        uris = {kind: storage.join(root, f"{kind}-{key}") for kind, key in keys.items()}
+        if not all(storage.exists(storage.join(uri, MANIFEST)) for uri in uris.values()):
+            return None
+        bank, scores = open_artifact(uris["bank"]), open_artifact(uris["scores"])
+        return Trained(bank, scores, fit_fusion(root, self.config, scores))
 
     def best_rate(self, name: str) -> float:
         """Return the multiple of the learning rates with the best validation AUC."""
@@ -139,7 +154,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         sample, trained.fitted(), num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
     )
     validation = read_sample(trained.scores, Window.VALIDATION)
-    gates = read_gates(trained.scores)
+    gates = read_gates(trained.scores) if row.is_routed else None
     _, prompts, _ = bench.inputs(name, bench.best_rate(name))
     epochs = config.adapters.epochs
     return {
@@ -161,6 +176,12 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         "validation_auc": ctr.auc(validation.rows.labels_N, validation.scores["llm_logit"]),
         "fusion": storage.read_json(trained.fusion.path(FUSION_FILE))["full"],
         "test": table_of(sample, measured),
-        "gates": describe_gates(None if gates is None else gates.gates_SGK)["gates"],
+        "gates": describe_gates(None if gates is None else first_gates(gates))["gates"],
         "artifacts": {"bank": trained.bank.key, "scores": trained.scores.key},
     }
+
+
+def first_gates(found: SlateGates) -> FloatArray:
+    """Return the gates of each user's first slate [U, G, N]."""
+    places = {user: place for place, user in reversed(list(enumerate(found.user_ids)))}
+    return found.gates_SGK[sorted(places.values())]

@@ -1,0 +1,204 @@
+"""Result files -> docs/results.md.
+
+python -m benchmarks.quality.page [--quick RESULTS]
+
+The prose is results.md.jinja beside this file; every figure comes from benchmarks/results. With
+--quick the tables of the short form alone are printed, from the folder of its results.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.quality.plan import Plan, read_plan
+from benchmarks.quality.rows import ROWS
+
+HERE = Path(__file__).parent
+RESULTS = Path("benchmarks/results/quality")
+PAGE = Path("docs/results.md")
+LISTS = {
+    "full": "full recommender", "crm": "its CRM alone", "popular": "popularity",
+    "history": "items of the history", "item-cf": "item-based CF (implicit)",
+    "sasrec": "SASRec (RecTools)",
+}
+Json = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page, or print the short form."""
+    parser = argparse.ArgumentParser(description="Result files -> tables.")
+    parser.add_argument("--quick", metavar="RESULTS", help="print the short form of this folder")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        print(render("tables.md.jinja", {"quick": Path(options.quick)}))
+        return 0
+    names = [path.stem for path in sorted(HERE.glob("*.yaml")) if path.stem != "quick"]
+    PAGE.write_text(render("results.md.jinja", {name: RESULTS / name for name in names}))
+    print(f"wrote {PAGE}")
+    return 0
+
+
+def render(template: str, folders: Mapping[str, Path]) -> str:
+    """Return a template with the results of some plans."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(sets={
+        name: DataSet(read_plan(str(HERE / f"{name}.yaml")), folder)
+        for name, folder in folders.items()
+    })
+
+
+class DataSet:
+    """The result files of one plan, as tables in Markdown."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.title = plan.title
+        self.rows = {name: _read_all(folder, name, plan.seeds) for name in plan.rows}
+        self.rows = {name: found for name, found in self.rows.items() if found}
+        self.references = {
+            name: _read(folder / f"{name}.json") for name in plan.references
+            if (folder / f"{name}.json").exists()
+        }
+        path = folder / "comparisons.json"
+        self.comparisons: list[Json] = json.loads(path.read_text()) if path.exists() else []
+
+        path = folder / "lists.json"
+        self.lists: Json | None = _read(path) if path.exists() else None
+
+    def rows_table(self) -> str:
+        """Return cost and metrics of each trained row on the test sample, seeds averaged."""
+        head = ("row", "seeds", "weights, bank + gates", "tokens", "labels", "AUC", "per-user AUC",
+                "log loss", "fused AUC", "fused per-user AUC")
+        lines = []
+        for name, runs in self.rows.items():
+            size, cost = runs[0]["trainable_parameters"], runs[0]["training"]
+            lines.append((
+                ROWS[name].title, str(len(runs)),
+                f"{size['bank']:,} + {size['gates']:,}" if size["gates"] else f"{size['bank']:,}",
+                f"{cost['tokens']:,}", f"{cost['labels']:,}",
+                *(_of_seeds(runs, "llm", metric) for metric in ("auc", "gauc", "log_loss")),
+                *(_of_seeds(runs, "fused", metric) for metric in ("auc", "gauc")),
+            ))
+        return _table(head, lines + self._base_lines())
+
+    def _base_lines(self) -> list[tuple[str, ...]]:
+        """Return what stands beside every row: no adapter, others' gates, CRM, popularity."""
+        if "bank-user" not in self.rows:
+            return []
+        runs = self.rows["bank-user"]
+        names = {"zero_shot": "base model, zero-shot", "shuffled": "bank, another user's gates",
+                 "crm_calibrated": "CRM, calibrated", "popularity": "popularity"}
+        return [
+            (title, "", "", "", "",
+             *(_of_seeds(runs, model, metric) for metric in ("auc", "gauc", "log_loss")), "", "")
+            for model, title in names.items()
+        ]
+
+    def comparisons_table(self) -> str:
+        """Return every paired difference with its interval; bold where it excludes zero."""
+        head = ("first", "second", "users", "rows", "seeds", "AUC", "per-user AUC", "log loss")
+        return _table(head, [
+            (each["first"], each["second"], str(each["num_users"]), f"{each['num_rows']:,}",
+             " / ".join(map(str, each["seeds"])),
+             *(_interval(each["difference"][metric], "+")
+               for metric in ("auc", "gauc", "log_loss")))
+            for each in self.comparisons
+        ])
+
+    def references_table(self) -> str:
+        """Return the rows without a language model, on all test rows."""
+        head = ("row", "seeds", "weights", "AUC", "per-user AUC", "log loss",
+                "our CRM minus it, AUC")
+        lines = []
+        for name, row in self.references.items():
+            weights = row["cost"].get("parameters")
+            loss = "" if name == "popularity" else _interval(row["test"]["log_loss"])
+            lines.append((
+                row["title"], str(row["seeds"]), f"{weights:,}" if weights else "",
+                _interval(row["test"]["auc"]), _interval(row["test"]["gauc"]), loss,
+                "" if name == "crm-whole" else _interval(row["crm-whole - this"]["auc"], "+"),
+            ))
+        return _table(head, lines)
+
+    def lists_table(self) -> str:
+        """Return the metrics of the top-k lists."""
+        metrics = ("ndcg@10", "recall@10", "recall@50", "recall@200", "mrr", "novelty@10")
+        assert self.lists is not None
+        return _table(("list", *metrics, "coverage@10"), [
+            (LISTS[name], *(_interval(values[metric]) for metric in metrics),
+             f"{self.lists['coverage@10'][name]:.3f}")
+            for name, values in self.lists["lists"].items()
+        ])
+
+    def list_differences_table(self) -> str:
+        """Return the paired differences between lists."""
+        metrics = ("ndcg@10", "recall@10", "recall@200", "mrr")
+        assert self.lists is not None
+        return _table(("difference", *metrics), [
+            (pair, *(_interval(values[metric], "+") for metric in metrics))
+            for pair, values in self.lists["differences"].items()
+        ])
+
+    def sources(self) -> str:
+        """Return the command and commit of each file."""
+        runs = [run for found in self.rows.values() for run in found]
+        runs += [*self.references.values(), *([self.lists] if self.lists else [])]
+        seen = {(run["command"], run["commit"]): [] for run in runs}
+        for run in runs:
+            name = f"{run['row']}-{run['seed']}" if run["row"] in ROWS else run["row"]
+            seen[run["command"], run["commit"]].append(name)
+        return "\n".join(
+            f"- `{command}` at {commit}: {', '.join(names)}"
+            for (command, commit), names in seen.items()
+        )
+
+    def count(self, key: str) -> int:
+        """Return rows or users of the test sample."""
+        return int(self.rows["bank-user"][0]["test"][key])
+
+
+def _read(path: Path) -> Json:
+    found: Json = json.loads(path.read_text())
+    return found
+
+
+def _read_all(folder: Path, name: str, seeds: Sequence[int]) -> list[Json]:
+    paths = [folder / f"{name}-{seed}.json" for seed in seeds]
+    return [_read(path) for path in paths if path.exists()]
+
+
+def _of_seeds(runs: Sequence[Json], model: str, metric: str) -> str:
+    """Return the mean over seeds, with the lowest and highest where there are several."""
+    found = [run["test"]["models"].get(model, {}).get(metric) for run in runs]
+    values = [each["value"] for each in found if each]
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{np.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+
+
+def _interval(interval: Mapping[str, float] | None, sign: str = "") -> str:
+    if interval is None:
+        return "-"
+    value, low, high = (f"{interval[name]:{sign}.4f}" for name in ("value", "low", "high"))
+    text = f"{value} [{low}, {high}]"
+    decided = sign and (interval["low"] > 0 or interval["high"] < 0)
+    return f"**{text}**" if decided else text
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Rows without a language model, on every test row: popularity, our CRM, FuxiCTR's DIN and SIM.
+
+Each row is scored with the history strictly before it. Peers read the rows, the features and the
+history that our CRM reads (ctr_rows.py), try the settings of GRIDS, and validation chooses.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.quality.ctr_rows import CTRRows, export_rows
+from benchmarks.quality.ground import Ground, States
+from benchmarks.quality.peers.environment import run_script
+from engine import storage
+from engine.data.schema import part_name
+from engine.metrics import ctr
+from engine.metrics.ctr import Rows
+from engine.metrics.estimates import Estimate, differences
+from engine.models.popularity import FILE as POPULARITY
+from engine.models.popularity import Popularity
+from engine.stages.comparison import as_json
+from engine.stages.crm import make_examples
+from engine.types import FloatArray, IntArray, Window
+
+TITLES = {
+    "popularity": "popularity", "crm": "our CRM, out of time",
+    "crm-whole": "our CRM, whole training window", "din": "FuxiCTR DIN", "sim": "FuxiCTR SIM",
+}
+WHOLE = Window.CRM, Window.BANK
+PEERS: Mapping[str, Mapping[str, Any]] = {
+    "din": {"model": "DIN", "history": 60},
+    "sim": {"model": "SIM", "history": 1000, "topk": 60, "short_seq_len": 50},
+}
+GRIDS = {"learning_rate": (1e-3, 3e-3), "embedding_regularizer": (1e-6, 1e-5, 1e-4)}
+"""What is tried with the first seed; the epoch (of 5) is chosen by early stopping."""
+FIXED = {"embedding_dim": 16, "batch_size": 512, "net_dropout": 0.2,
+         "dnn_hidden_units": [256, 128]}
+"""As our CRM's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's logits of the test rows, and its cost."""
+
+    logits_N: FloatArray
+    cost: Mapping[str, Any]
+
+
+class References:
+    """The rows of plan.REFERENCES of one data set."""
+
+    def __init__(self, ground: Ground, seeds: Sequence[int], threads: int = 2) -> None:
+        self.ground, self.seeds, self.threads = ground, seeds, threads
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return the JSON of a row: metrics, each averaged over seeds, and what was tried."""
+        answers = self.answers(name)
+        measured = self._mean(answers)
+        whole = self._mean(self.answers("crm-whole"))
+        return {
+            "row": name, "title": TITLES[name], "seeds": len(answers),
+            "num_rows": len(self.rows), "num_users": self.rows.num_users,
+            "test": {metric: as_json(each.interval()) for metric, each in measured.items()},
+            "auc_of_seeds": [ctr.auc(self.rows.labels_N, each.logits_N) for each in answers],
+            "crm-whole - this": {
+                metric: as_json(each) for metric, each in differences(whole, measured).items()
+            },
+            "cost": dict(answers[0].cost), "tuning": self._tuning(name),
+        }
+
+    def answers(self, name: str) -> list[Answer]:
+        """Return the answers of every seed."""
+        if name == "popularity":
+            return [Answer(self._popularity(), {})]
+        if name in PEERS:
+            return [self._peer(name, self._best(name), seed)["test"] for seed in self.seeds]
+        return [self._crm(seed, whole=name == "crm-whole") for seed in self.seeds]
+
+    def _mean(self, answers: Sequence[Answer]) -> dict[str, Estimate]:
+        """Return each metric's mean over seeds; popularity orders rows, so only its AUCs count."""
+        config = self.ground.config
+        measured = [
+            ctr.measure(self.rows, each.logits_N, num_draws=config.evaluation.bootstrap_draws,
+                        seed=config.run.seed)
+            for each in answers
+        ]
+        return {
+            metric: Estimate(
+                float(np.mean([each[metric].value for each in measured])),
+                np.mean([each[metric].draws_D for each in measured], axis=0),
+            )
+            for metric in ctr.METRICS
+        }
+
+    # ----- ours
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Return users and labels of the test rows, in the order of ctr_rows."""
+        users, labels = zip(*(
+            ([user_id] * sum(map(len, user.labels)), np.concatenate(user.labels))
+            for _, user_id, user in self._slates()
+        ), strict=True)
+        return Rows.of(np.concatenate(users), np.concatenate(labels))
+
+    def _slates(self) -> Iterator[tuple[int, str, Any]]:
+        inputs = self.ground.crm_inputs()
+        for partition in inputs.partitions():
+            for user_id, user in inputs.slates_at(partition, (Window.TEST,)).items():
+                yield partition, user_id, user
+
+    def _popularity(self) -> FloatArray:
+        scores = Popularity.load(self.ground.popularity.path(POPULARITY)).scores
+        items: IntArray = np.concatenate([
+            np.concatenate(user.items) for _, _, user in self._slates()
+        ])
+        return scores[items]
+
+    def _crm(self, seed: int, *, whole: bool) -> Answer:
+        states = self.ground.states(in_sample=whole, seed=seed)
+        found: dict[str, Any] = {}
+        for partition in self.ground.crm_inputs().partitions():
+            table = storage.read_table(
+                states.scores.path(part_name("scores", partition)), ["slate_id", "row_logits"]
+            )
+            found |= dict(zip(table["slate_id"].to_pylist(), table["row_logits"].to_pylist(),
+                              strict=True))
+        logits = [found[slate_id] for _, _, user in self._slates() for slate_id in user.slate_ids]
+        facts = states.crm.facts
+        return Answer(np.concatenate(logits), {
+            "rows": facts["rows"], "parameters": facts["parameters"],
+            "wall_s": states.crm.manifest()["seconds"], "epochs": self.ground.config.crm.epochs,
+        })
+
+    # ----- peers
+
+    @cached_property
+    def _whole(self) -> States:
+        return self.ground.states(in_sample=True)
+
+    @cached_property
+    def _exported(self) -> CTRRows:
+        ground = self.ground
+        examples = make_examples(
+            ground.root, ground.config, ground.histories, ground.slates, ground.item_text,
+            windows=WHOLE,
+        )
+        return export_rows(ground, self._whole, examples)
+
+    def _settings(self) -> list[dict[str, Any]]:
+        return [dict(zip(GRIDS, values, strict=True)) for values in product(*GRIDS.values())]
+
+    def _best(self, name: str) -> dict[str, Any]:
+        return max(self._settings(), key=lambda each: self._validation_auc(name, each))
+
+    def _validation_auc(self, name: str, settings: Mapping[str, Any]) -> float:
+        return float(self._peer(name, settings, self.seeds[0])["validation_auc"])
+
+    def _tuning(self, name: str) -> list[dict[str, Any]]:
+        if name not in PEERS:
+            return []
+        return [
+            {**each, "validation_auc": self._validation_auc(name, each)}
+            for each in self._settings()
+        ]
+
+    def _peer(self, name: str, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Return the answers of one training; it runs if its file is not there."""
+        peer = dict(PEERS[name])
+        model, history = peer.pop("model"), peer.pop("history")
+        arguments = json.dumps({**FIXED, **peer, **settings}, sort_keys=True)
+        identity = f"{self._exported.folder} {model} {history} {arguments} {seed}"
+        key = storage.sha256(identity.encode())[:12]
+        path = Path(self.ground.root) / "peers" / f"{name}-{key}.npz"
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            draft = path.with_name(f"draft-{path.name}")
+            run_script("fuxictr", "fuxictr_ctr.py", [
+                "--rows", self._exported.folder, "--out", str(draft), "--model", model,
+                "--sizes", json.dumps(self._exported.sizes), "--settings", arguments,
+                "--history", str(history), "--seed", str(seed), "--threads", str(self.threads),
+            ], threads=self.threads)
+            draft.rename(path)
+        found = np.load(path)
+        labels = {
+            window: storage.read_tensors(
+                storage.join(self._exported.folder, f"{window}.safetensors")
+            )["label_N"] for window in ("validation", "test")
+        }
+        if not np.array_equal(labels["test"], self.rows.labels_N):
+            raise AssertionError("the exported rows are not those of the scores")
+        return {
+            "validation_auc": ctr.auc(labels["validation"], _logits(found["validation"])),
+            "test": Answer(_logits(found["test"]), json.loads(str(found["cost"]))),
+        }
+
+
+def _logits(probabilities_N: FloatArray) -> FloatArray:
+    clipped = np.clip(probabilities_N, 1e-7, 1 - 1e-7)
+    logits: FloatArray = np.log(clipped) - np.log1p(-clipped)
+    return logits
