@@ -295,6 +295,9 @@ class AdapterTrainingConfig(Section):
     """Gradient clipping."""
     loss: Literal["answers", "vocabulary"] = Field(default="answers")
     """`answers`: cross-entropy on the two answer logits. `vocabulary`: over all tokens."""
+    learn: Literal["labels", "residuals"] = Field(default="labels")
+    """`labels`: the language model's logit alone fits the label. `residuals`: the sum of it and the
+    CRM's logit does, so it learns what the CRM does not know; its own logit is no opinion then."""
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers."""
     threads_per_worker: int = Field(default=2, ge=1)
@@ -397,6 +400,8 @@ class EngineConfig(Section):
                 f"adapters.num_workers {self.adapters.num_workers} must divide "
                 f"adapters.batch_slates {self.adapters.batch_slates}"
             )
+        if self.adapters.learn == "residuals" and self.adapters.loss == "vocabulary":
+            raise ValueError("adapters.learn 'residuals' needs adapters.loss 'answers'")
         if self.prompt.scope is HistoryScope.CANDIDATE and self.bank.gate is GateInput.HYBRID:
             raise ValueError("bank.gate 'hybrid' shares a prefix; prompt.scope must be 'slate'")
         for name in (*self.prompt.history_fields, *self.prompt.candidate_fields):

@@ -53,6 +53,10 @@ ROWS: Mapping[str, Row] = {
     "lora-equal": Row("one LoRA, the size of bank and gates", {**_ONE}, equal_size=True),
     "bank-uniform": Row("bank, uniform gates", {"bank.temperature": 1e9}),
     "bank-hybrid": Row("bank, hybrid gates", {"bank.gate": "hybrid"}, references=("shuffled",)),
+    "bank-residual": Row(
+        "bank, user gates, trained on the CRM's residuals", {"adapters.learn": "residuals"},
+        references=("shuffled",),
+    ),
     "bank-product": Row(
         "bank, user gates, product of sums", {"bank.mixing": "product_of_sums"},
         references=("shuffled",),

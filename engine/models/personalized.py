@@ -137,20 +137,28 @@ class PersonalizedLLM(nn.Module):
         states: States,
         labels_BM: Tensor | None = None,
         over_vocabulary: bool = False,
+        offsets_BM: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return (logits, or with labels the losses [B, M]; mixing weights [B, P, G, N])."""
+        """Return (logits, or with labels the losses [B, M]; mixing weights [B, P, G, N]).
+
+        `offsets_BM` are logits of another model that stand in the loss beside this one's own.
+        """
         weights_BPGN = self.weights(states)
         answer_BMD = self.answer_states(batch, self.segment_gates(weights_BPGN, batch))
         if labels_BM is None:
             return self.logits(answer_BMD), weights_BPGN
-        return self.losses(answer_BMD, labels_BM, over_vocabulary), weights_BPGN
+        return self.losses(answer_BMD, labels_BM, over_vocabulary, offsets_BM), weights_BPGN
 
-    def losses(self, answer_BMD: Tensor, labels_BM: Tensor, over_vocabulary: bool) -> Tensor:
+    def losses(
+        self, answer_BMD: Tensor, labels_BM: Tensor, over_vocabulary: bool,
+        offsets_BM: Tensor | None = None,
+    ) -> Tensor:
         """Return the cross-entropy of each answer, over two answers or the whole vocabulary."""
         if not over_vocabulary:
-            return F.binary_cross_entropy_with_logits(
-                self.logits(answer_BMD), labels_BM, reduction="none"
-            )
+            logits_BM = self.logits(answer_BMD)
+            if offsets_BM is not None:
+                logits_BM = logits_BM + offsets_BM
+            return F.binary_cross_entropy_with_logits(logits_BM, labels_BM, reduction="none")
         logits_BMV = self.base.get_output_embeddings()(answer_BMD).float()
         answers = torch.tensor(
             [self.answers.negative, self.answers.positive], device=labels_BM.device

@@ -89,6 +89,14 @@ def slots_of(output: CRMOutput, first: int, count: int) -> CRMOutput:
     )
 
 
+def crm_logit_matrix(examples: Sequence[AdapterExample]) -> FloatArray:
+    """Return the CRM's logits [B, M], padded with zeros."""
+    logits = np.zeros((len(examples), max(len(e.labels) for e in examples)), np.float32)
+    for row, example in enumerate(examples):
+        logits[row, : len(example.labels)] = example.crm.logits_M
+    return logits
+
+
 def label_matrix(examples: Sequence[AdapterExample]) -> FloatArray:
     """Return labels [B, M], padded with zeros."""
     labels = np.zeros((len(examples), max(len(e.labels) for e in examples)), np.float32)

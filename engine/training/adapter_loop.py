@@ -22,7 +22,12 @@ from engine.errors import DataError
 from engine.models.base import load_base_model
 from engine.models.packing import pack
 from engine.models.personalized import PersonalizedLLM, stack_states
-from engine.training.adapter_examples import AdapterExample, label_matrix, read_examples
+from engine.training.adapter_examples import (
+    AdapterExample,
+    crm_logit_matrix,
+    label_matrix,
+    read_examples,
+)
 from engine.training.checkpoints import checkpoint_name, load_state, save_state
 from engine.training.engines import (
     ParameterGroup,
@@ -147,8 +152,12 @@ def train_step(
         batch = pack([e.prompt for e in examples], pad_id=model.pad_id, device=model.device)
         states = stack_states([e.crm for e in examples], model.device)
         labels_BM = torch.from_numpy(label_matrix(examples)).to(model.device)
+        offsets_BM = None
+        if config.adapters.learn == "residuals":
+            offsets_BM = torch.from_numpy(crm_logit_matrix(examples)).to(model.device)
         losses, weights_BPGN = engine(
-            batch, states, labels_BM=labels_BM, over_vocabulary=config.adapters.loss == "vocabulary"
+            batch, states, labels_BM=labels_BM, offsets_BM=offsets_BM,
+            over_vocabulary=config.adapters.loss == "vocabulary",
         )
         loss = losses[batch.is_candidate_BM].sum()
         engine.backward(share_of_global_mean(

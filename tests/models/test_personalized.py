@@ -273,6 +273,20 @@ def test_the_two_answer_loss_is_the_cross_entropy_of_the_two_logits(base_folder:
     assert (whole > losses).all()       # the vocabulary has more ways to be wrong
 
 
+def test_an_offset_leaves_only_what_it_does_not_explain_to_learn(base_folder: Path) -> None:
+    model = make_model(base_folder)
+    batch, states = pack([make_prompt(1)], pad_id=model.pad_id), stack_states([make_output(1)])
+    labels = torch.tensor([[1.0, 0.0, 1.0]])
+    logits = model(batch, states)[0]
+    offsets = torch.tensor([[20.0, -3.0, 0.0]]) - logits.detach() * torch.tensor([[1.0, 0.0, 0.0]])
+    losses = model(batch, states, labels_BM=labels, offsets_BM=offsets)[0]
+    own = model(batch, states, labels_BM=labels)[0]
+    assert losses[0, 0] < 1e-6                              # right already: nothing to learn
+    odds = torch.exp(logits[0, 1].detach() - 3.0)
+    assert float(losses[0, 1].detach()) == pytest.approx(float(torch.log1p(odds)), rel=1e-5)
+    assert losses[0, 2] == own[0, 2]
+
+
 def test_a_saved_bank_comes_back_and_a_foreign_one_is_refused(
     base_folder: Path, tmp_path: Path
 ) -> None:
