@@ -61,7 +61,7 @@ lint: $(TESTED)
 docs: $(INSTALLED)                      ## docs/config.md from the settings' descriptions
 	$(RUN) jobs.write_config_docs
 
-cache/peers/%/.installed: benchmarks/quality/peers/%.txt    # for `make results`
+cache/peers/%/.installed: benchmarks/peers/%.txt    # for `make results`
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25"
 	$(@D)/bin/python -m pip install --disable-pip-version-check $(TORCH) --requirement $<

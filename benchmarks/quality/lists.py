@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.quality.peers.environment import run_script
+from benchmarks.peers.environment import run_script
 from benchmarks.quality.training import Bench
 from engine import storage
 from engine.artifacts import Artifact

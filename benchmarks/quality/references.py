@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.peers.environment import run_script
 from benchmarks.quality.ctr_rows import CTRRows, export_rows
 from benchmarks.quality.ground import Ground, States
-from benchmarks.quality.peers.environment import run_script
 from engine import storage
 from engine.data.schema import part_name
 from engine.metrics import ctr

@@ -144,8 +144,8 @@ def item_table(
     codes, weights = item_fields.encode_all([None, *values[1:]])
     weights[0] = 0
     dense = np.stack([
-        4 * (statistics.label_rates_I() - statistics.mean_label),
-        2 * (statistics.ratings_I() - statistics.mean_rating),
+        4 * (statistics.label_rates() - statistics.mean_label),
+        2 * (statistics.ratings() - statistics.mean_rating),
         np.log1p(statistics.counts_I3[:, 0]) / 3 - 1,
     ], axis=1)
     return ItemTable(
@@ -216,7 +216,7 @@ def join(parts: Sequence[CRMRows]) -> CRMRows:
 
 def _pad_widths(arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
     """Return arrays of equal width: profile codes differ in their number."""
-    if arrays[0].ndim != 2:
+    if arrays[0].ndim != 2 or len({array.shape[1] for array in arrays}) == 1:
         return list(arrays)
     width = max(array.shape[1] for array in arrays)
     return [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
@@ -233,8 +233,8 @@ def _recent_positions(lengths_R: IntArray, max_recent: int) -> IntArray:
 def _residuals(history: History, space: FeatureSpace) -> FloatArray:
     """Return rating and label of each event minus the item's smoothed means [L, 2]."""
     span = space.source.rating_max - space.source.rating_min
-    ratings = (history.ratings - space.statistics.ratings_I()[history.items]) * (2 / span)
-    labels = history.labels - space.statistics.label_rates_I()[history.items]
+    ratings = (history.ratings - space.statistics.ratings(history.items)) * (2 / span)
+    labels = history.labels - space.statistics.label_rates(history.items)
     return np.stack([ratings, labels], axis=1).astype(np.float32)
 
 

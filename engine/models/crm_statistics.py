@@ -16,6 +16,8 @@ STRENGTH = 5.0
 COLUMNS = 3
 """events, positives, sum of ratings"""
 
+EVERY = slice(None)
+
 
 def count_events(history: History, size: int) -> FloatArray:
     """Return the counts [items + 1, 3] of one history."""
@@ -40,15 +42,15 @@ class ItemStatistics:
         known = max(events, 1.0)
         return cls(counts_I3, float(positives / known), float(ratings / known))
 
-    def label_rates_I(self) -> FloatArray:
-        """Return the smoothed share of positives."""
+    def label_rates(self, items: IntArray | slice = EVERY) -> FloatArray:
+        """Return the smoothed share of positives of some items, or of all."""
         prior = STRENGTH * self.mean_label
-        return (self.counts_I3[:, 1] + prior) / (self.counts_I3[:, 0] + STRENGTH)
+        return (self.counts_I3[items, 1] + prior) / (self.counts_I3[items, 0] + STRENGTH)
 
-    def ratings_I(self) -> FloatArray:
-        """Return the smoothed mean rating."""
+    def ratings(self, items: IntArray | slice = EVERY) -> FloatArray:
+        """Return the smoothed mean rating of some items, or of all."""
         prior = STRENGTH * self.mean_rating
-        return (self.counts_I3[:, 2] + prior) / (self.counts_I3[:, 0] + STRENGTH)
+        return (self.counts_I3[items, 2] + prior) / (self.counts_I3[items, 0] + STRENGTH)
 
     def known_items(self) -> IntArray:
         """Return the indices of the items that were seen, ascending."""

@@ -10,6 +10,12 @@ from engine.types import FloatArray, IntArray
 SAME_ITEM_BONUS = 2.0
 """More than any cosine: an earlier event of the same item outranks every other event."""
 
+GRADES = 10_000
+"""Cosines are compared in steps of 1 / GRADES, so that the last bit of a matrix product never
+decides between two events."""
+
+HIDDEN = np.iinfo(np.int64).min
+
 CHUNK_ENTRIES = 4_000_000
 """Similarities held at a time."""
 
@@ -51,21 +57,18 @@ def _retrieve_chunk(
     cosines = np.zeros((len(candidates_B), max_behaviors), np.float32)
     if size == 0:
         return found, cosines
-    # Rounded, so that the last bit of a matrix product never decides between two events.
-    cosine_BL = np.round(vectors_ID[candidates_B] @ vectors_ID[window].T, 4)
-    score_BL = cosine_BL + SAME_ITEM_BONUS * (window == candidates_B[:, None])
     places = np.arange(first, last)
     visible = (places < lengths_B[:, None]) & (places >= lengths_B[:, None] - max_history)
-    score_BL = np.where(visible, score_BL, -np.inf)
-    order = np.argsort(-score_BL[:, ::-1], axis=1, kind="stable")[:, :size]   # newest first in ties
-    chosen = np.sort(len(window) - 1 - np.where(_is_seen(score_BL, order), order, -1), axis=1)
+    grades_BL = np.rint((vectors_ID[candidates_B] @ vectors_ID[window].T) * GRADES).astype(np.int64)
+    bonus_BL = np.where(window == candidates_B[:, None], round(SAME_ITEM_BONUS * GRADES), 0)
+    # No two keys are equal, so the largest are the same however they are found.
+    keys_BL = np.where(visible, (grades_BL + bonus_BL) * len(window) + places - first, HIDDEN)
+    chosen = np.argpartition(keys_BL, len(window) - size, axis=1)[:, len(window) - size :]
+    hidden = np.take_along_axis(keys_BL, chosen, axis=1) == HIDDEN
+    chosen = np.sort(np.where(hidden, len(window), chosen), axis=1)
     padding = chosen == len(window)
     chosen = np.where(padding, 0, chosen)
     found[:, :size] = np.where(padding, -1, chosen + first)
-    cosines[:, :size] = np.where(padding, 0, np.take_along_axis(cosine_BL, chosen, axis=1))
+    near = np.take_along_axis(grades_BL, chosen, axis=1).astype(np.float32) / GRADES
+    cosines[:, :size] = np.where(padding, 0, near)
     return found, cosines
-
-
-def _is_seen(score_BL: FloatArray, order_BS: IntArray) -> IntArray:
-    """Tell which chosen events (counted from the newest) a row may see."""
-    return np.asarray(np.isfinite(np.take_along_axis(score_BL[:, ::-1], order_BS, axis=1)))

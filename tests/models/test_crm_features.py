@@ -45,8 +45,8 @@ def test_statistics_are_smoothed_toward_the_mean() -> None:
     statistics = ItemStatistics.of(np.array([[0, 0, 0], [5, 5, 25], [5, 0, 5]], float))
     assert statistics.mean_label == 0.5
     assert statistics.mean_rating == 3.0
-    np.testing.assert_allclose(statistics.label_rates_I(), [0.5, 7.5 / 10, 2.5 / 10])
-    np.testing.assert_allclose(statistics.ratings_I(), [3, 40 / 10, 20 / 10])
+    np.testing.assert_allclose(statistics.label_rates(), [0.5, 7.5 / 10, 2.5 / 10])
+    np.testing.assert_allclose(statistics.ratings(), [3, 40 / 10, 20 / 10])
     assert statistics.known_items().tolist() == [1, 2]
 
 
@@ -92,7 +92,7 @@ def test_features_of_a_short_history_by_hand() -> None:
     assert batch.recent_items_RL.tolist() == [[3, 0], [3, 7]]
     assert batch.recent_levels_RL.tolist() == [[10, 0], [10, 3]]
     assert batch.behavior_items_BS.tolist() == [[3, 7], [3, 0]]
-    ratings = known.statistics.ratings_I()
+    ratings = known.statistics.ratings()
     np.testing.assert_allclose(
         batch.recent_residuals_RL2[1, :, 0], [(5 - ratings[3]) / 2, (2 - ratings[7]) / 2], rtol=1e-5
     )

@@ -283,7 +283,7 @@ def test_an_offset_leaves_only_what_it_does_not_explain_to_learn(base_folder: Pa
     own = model(batch, states, labels_BM=labels)[0]
     assert losses[0, 0] < 1e-6                              # right already: nothing to learn
     odds = torch.exp(logits[0, 1].detach() - 3.0)
-    assert float(losses[0, 1].detach()) == pytest.approx(float(torch.log1p(odds)), rel=1e-5)
+    assert float(losses[0, 1].detach()) == pytest.approx(float(torch.log1p(odds)), rel=1e-3)
     assert losses[0, 2] == own[0, 2]
 
 
