@@ -46,19 +46,22 @@ def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
     """Train and write what is missing; return 0 if nothing is, 3 if time ran out."""
     from benchmarks.quality.lists import Lists  # --help needs neither torch nor Ray
     from benchmarks.quality.training import Bench
+    from benchmarks.race import circumstances
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
     logging.getLogger("benchmarks").setLevel(logging.INFO)
     start_ray()
     end_s = time.monotonic() + limit_s
+    source = {"command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
+              **circumstances()}
     bench = Bench(plan)
     for name, seed in units(plan, names):
         if time.monotonic() > end_s:
             print(f"time is up before {name} with seed {seed}; the same command goes on")
             return 3
         log.info("row %s, seed %d", name, seed)
-        write_row(bench, out, name, seed)
+        write_row(bench, out, name, seed, source)
         compare(bench, out)
     references = bench.references()
     for name in (each for each in names if each in plan.references):
@@ -66,12 +69,13 @@ def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
             print(f"time is up before {name}; the same command goes on")
             return 3
         log.info("row %s", name)
-        write(out / f"{name}.json", references.describe(name))
+        write(out / f"{name}.json", {**source, **references.describe(name)})
     if plan.lists and "lists" in names:
         if time.monotonic() > end_s:
             print("time is up before the lists; the same command goes on")
             return 3
-        write(out / "lists.json", Lists(bench, plan.lists, plan.seeds[0]).describe())
+        lists = Lists(bench, plan.lists, plan.seeds[0])
+        write(out / "lists.json", {**source, **lists.describe()})
     return 0
 
 
@@ -83,7 +87,7 @@ def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
                 yield name, seed
 
 
-def write_row(bench: Any, out: Path, name: str, seed: int) -> None:
+def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any]) -> None:
     """Train a row, and write its file unless it is there."""
     from benchmarks.quality.training import describe
 
@@ -93,7 +97,7 @@ def write_row(bench: Any, out: Path, name: str, seed: int) -> None:
     if path.exists() and json.loads(path.read_text())["artifacts"] == keys:
         return
     row = describe(bench, name, seed, trained)
-    write(path, row)
+    write(path, {**source, **row})
     for model in ("llm", "fused"):
         found = row["test"]["models"][model]
         print(f"{name:<20} seed {seed} {model:<6}", *(
@@ -119,12 +123,9 @@ def compare(bench: Any, out: Path) -> None:
 
 
 def write(path: Path, row: dict[str, Any]) -> None:
-    """Write one row with its circumstances."""
-    from benchmarks.race import circumstances
-
+    """Write one row."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m benchmarks.quality", *sys.argv[1:]])
-    path.write_text(json.dumps({"command": command, **circumstances(), **row}, indent=1) + "\n")
+    path.write_text(json.dumps(row, indent=1) + "\n")
 
 
 if __name__ == "__main__":

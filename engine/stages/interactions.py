@@ -33,6 +33,10 @@ from engine.data.layouts import Layout, find_layout
 from engine.data.schema import INTERACTIONS, QUARANTINE, part_name, users_schema
 from engine.data.tables import Table
 
+SHUFFLED_BYTES = 32 * 2**20
+"""Rows that one task sorts by partition at a time; it holds about three times as much. Ray's own
+1 GiB would be the largest thing in memory."""
+
 
 def import_data(run: str, config: EngineConfig) -> Artifact:
     """Return the artifact "interactions" of `config.source`; needs a running Ray.
@@ -90,6 +94,7 @@ def _read_users(layout: Layout, config: EngineConfig) -> tuple[pa.Table, pa.Tabl
 
 def _write_partitions(uri: str, checker: Checker, layout: Layout) -> list[dict[str, Any]]:
     """Write interactions and quarantine of every partition; return what was found in each."""
+    ray.data.DataContext.get_current().shuffle_input_batch_bytes = SHUFFLED_BYTES
     tables = list(layout.interactions)
     files = ray.data.from_items(
         [{"file": number} for number in range(len(tables))], override_num_blocks=len(tables)
