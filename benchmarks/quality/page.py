@@ -50,10 +50,72 @@ def render(template: str, folders: Mapping[str, Path]) -> str:
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(sets={
+    return environment.get_template(template).render(speed=Speed(RESULTS.parent), sets={
         name: DataSet(read_plan(str(HERE / f"{name}.yaml")), folder)
         for name, folder in folders.items()
     })
+
+
+class Speed:
+    """The results of the races, as tables in Markdown; None where one was not run."""
+
+    def __init__(self, folder: Path) -> None:
+        names = "adapter_training", "crm_training", "histories"
+        paths = {name: folder / f"{name}.json" for name in names}
+        self.results = {name: _read(path) for name, path in paths.items() if path.exists()}
+
+    def adapters_table(self) -> str:
+        """Return the bank against one LoRA, and slates against single candidates."""
+        found = self.results["adapter_training"]
+        parts = ("bank_against_lora", "peft_lora", "tokens"), (
+            "slates_against_candidates", "candidates", "labels")
+        return _table(("subject", "unit", "per CPU-second", "ratio", "range", "to"), [
+            (name, unit, f"{each[f'{unit}_per_cpu_s']:,.1f}", f"{each[f'ratio_to_{against}']:.2f}",
+             _range(each), against)
+            for part, against, unit in parts for name, each in found[part].items()
+        ])
+
+    def crm_table(self) -> str:
+        """Return rows per CPU-second of our CRM and of the peers at each length."""
+        found = self.results["crm_training"]["against_peers"]
+        return _table(("events behind a candidate", "model", "rows per CPU-second",
+                       "ratio to SDIM", "range"), [
+            (f"{int(length):,}", name, f"{each['rows_per_cpu_s']:,.0f}",
+             f"{each['ratio_to_SDIM']:.2f}", _range(each))
+            for length, subjects in found.items() for name, each in subjects.items()
+        ])
+
+    def curve_table(self) -> str:
+        """Return our cost of a row over the length of the history."""
+        found = self.results["crm_training"]["curve"]
+        first = next(iter(found))
+        return _table(("events", "rows per CPU-second", f"cost of a row, {first} events = 1"), [
+            (f"{int(length):,}", f"{each['rows_per_cpu_s']:,.0f}",
+             f"{1 / each[f'ratio_to_{first}']:.2f}")
+            for length, each in found.items()
+        ])
+
+    def histories_table(self) -> str:
+        """Return rates and memory of import and histories."""
+        found = self.results["histories"]["sizes"]
+        head = ("interactions", "users", "longest history", "partitions", "interactions/s",
+                "peak memory, MiB", "of it before the stages")
+        return _table(head, [
+            (f"{int(size):,}", f"{each['users']:,}", f"{each['longest']:,}",
+             str(each["partitions"]), f"{each['interactions_per_s']:,.0f}",
+             f"{each['total_mib']:,.0f}", f"{each['idle_mib']:,.0f}")
+            for size, each in found.items()
+        ])
+
+    def source(self, name: str) -> str:
+        """Return command and commit."""
+        found = self.results[name]
+        return f"`python -m benchmarks.{name} {found['command']}` at {found['commit']}"
+
+
+def _range(each: Mapping[str, Any]) -> str:
+    low, high = each["ratio_range"]
+    return f"{low:.2f} to {high:.2f}"
 
 
 class DataSet:
