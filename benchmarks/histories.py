@@ -4,9 +4,9 @@ python -m benchmarks.histories --json benchmarks/results/histories.json
     [--sizes 100000 1000000 10000000] [--store-mib 512] [--partition-rows 62500]
 
 Each size is a Ray of its own with a fixed object store: import (check, shuffle by user) and
-histories of generated ratings whose users are active by a power law. Peak memory is the sum of
-PSS (shared pages counted once) over driver, Ray and workers, sampled while the stages run, minus
-what the same processes held before them.
+histories of generated ratings whose users are active by a power law. Memory is the sum of PSS
+(shared pages counted once) over driver, Ray and workers: `total_mib` at its peak while the stages
+run, `idle_mib` of it before them, `peak_mib` the difference.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def growth(sizes: dict[str, Any]) -> dict[str, float]:
-    """Return each size's peak memory over that of the size before it."""
-    peaks = [(size, found["peak_mib"]) for size, found in sizes.items()]
+    """Return each size's memory at its peak over that of the size before it."""
+    peaks = [(size, found["total_mib"]) for size, found in sizes.items()]
     return {
         f"{size} over {smaller}": peak / before
         for (smaller, before), (size, peak) in pairwise(peaks)
@@ -133,7 +133,7 @@ def generate(folder: Path, size: int) -> None:
 
 @contextmanager
 def watched_memory() -> Iterator[dict[str, float]]:
-    """Yield a dictionary that holds `idle_mib` and, at the end, `peak_mib` above it."""
+    """Yield a dictionary that holds the memory before and at its peak when the block has ended."""
     found: dict[str, float] = {}
     done = threading.Event()
     idle_mib, peak_mib = held_mib(), 0.0
