@@ -33,9 +33,9 @@ from engine.data.layouts import Layout, find_layout
 from engine.data.schema import INTERACTIONS, QUARANTINE, part_name, users_schema
 from engine.data.tables import Table
 
-SHUFFLED_BYTES = 32 * 2**20
-"""Rows that one task sorts by partition at a time; it holds about three times as much. Ray's own
-1 GiB would be the largest thing in memory."""
+BLOCK_BYTES = 32 * 2**20
+"""Rows that a reading task passes on, and that a shuffling task sorts by partition, at a time; each
+holds a few times as much. Ray's own 128 MiB and 1 GiB would be the largest things in memory."""
 
 
 def import_data(run: str, config: EngineConfig) -> Artifact:
@@ -94,7 +94,8 @@ def _read_users(layout: Layout, config: EngineConfig) -> tuple[pa.Table, pa.Tabl
 
 def _write_partitions(uri: str, checker: Checker, layout: Layout) -> list[dict[str, Any]]:
     """Write interactions and quarantine of every partition; return what was found in each."""
-    ray.data.DataContext.get_current().shuffle_input_batch_bytes = SHUFFLED_BYTES
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = context.shuffle_input_batch_bytes = BLOCK_BYTES
     tables = list(layout.interactions)
     files = ray.data.from_items(
         [{"file": number} for number in range(len(tables))], override_num_blocks=len(tables)
