@@ -20,7 +20,8 @@ SAMPLED = 40
 
 
 def make_scores(
-    run: str, seed: int = 0, *, implicit: bool = False, partitions: int = 3
+    run: str, seed: int = 0, *, implicit: bool = False, partitions: int = 3,
+    references: bool = True,
 ) -> Artifact:
     """Write 60 users x 20 rows of validation and of test; 40 users of each are in the sample."""
     def write(folder: str) -> dict[str, int]:
@@ -29,6 +30,8 @@ def make_scores(
             row for window in (Window.VALIDATION, Window.TEST) for user in range(NUM_USERS)
             for row in _user_rows(rng, window, user, implicit)
         ]
+        if not references:
+            rows = [{**row, "zero_shot_logit": None, "shuffled_logit": None} for row in rows]
         for part in range(partitions):
             mine = [row for row in rows if int(row["user_id"][1:]) % partitions == part]
             table = pa.Table.from_pylist(mine, SCORES)
@@ -36,7 +39,8 @@ def make_scores(
         _write_gates(folder, rng, rows)
         return {"rows": len(rows)}
 
-    return artifacts.make(run, "scores", {"seed": seed, "implicit": implicit}, [], write)
+    settings = {"seed": seed, "implicit": implicit, "references": references}
+    return artifacts.make(run, "scores", settings, [], write)
 
 
 def _user_rows(rng, window, user, implicit):

@@ -66,6 +66,7 @@ def evaluate(
         "seed": config.run.seed, "max_rows": config.evaluation.max_rows,
         "draws": config.evaluation.bootstrap_draws, "recall": dict(recall or {}),
         "targets": config.evaluation.targets.settings(),
+        "references": list(config.evaluation.references),
         "crm_seeds": [dict(each) for each in crm_seeds],
     }
 

@@ -24,9 +24,10 @@ class QualityLine:
 def quality_lines(report: Mapping[str, Any], targets: TargetsConfig) -> list[QualityLine]:
     """Return the lines that the targets ask for, from an evaluation's report.
 
-    A line whose value could not be measured is missed, never left out.
+    A line whose value could not be measured is missed, never left out; one about a reference that
+    `evaluation.references` does not ask for is not asked for either.
     """
-    lines = []
+    lines, references = [], report["settings"]["references"]
     if targets.crm_auc is not None:
         value, source = _crm_auc(report, "crm")
         lines.append(_at_least(f"CRM out of time, test AUC, {source}", value, targets.crm_auc))
@@ -42,7 +43,8 @@ def quality_lines(report: Mapping[str, Any], targets: TargetsConfig) -> list[Qua
     if targets.llm_auc is not None:
         value = _value(sample, "models", "llm", "auc")
         lines.append(_at_least("LLM alone, test AUC", value, targets.llm_auc))
-    lines.append(_interval_line(sample, "llm - zero_shot", "LLM above zero-shot", "low"))
+    if "zero_shot" in references:
+        lines.append(_interval_line(sample, "llm - zero_shot", "LLM above zero-shot", "low"))
     lines.append(_interval_line(sample, "fused - crm", "fused not below the CRM", "high"))
     gates = report.get("gates") or {}
     if targets.gate_variation is not None:
@@ -50,7 +52,8 @@ def quality_lines(report: Mapping[str, Any], targets: TargetsConfig) -> list[Qua
             "mean total variation between two users' gates", gates.get("variation"),
             targets.gate_variation,
         ))
-    lines.append(_shuffle_line(report.get("shuffle")))
+    if "shuffled" in references:
+        lines.append(_shuffle_line(report.get("shuffle")))
     return lines
 
 

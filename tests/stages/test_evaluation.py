@@ -144,9 +144,21 @@ def test_quality_lines_say_what_was_met_and_what_was_missed(report):
     assert "mean of 2 seeds" in report["quality"][0]["name"]
 
 
+EMPTY = {"tables": [], "crm_seeds": [], "gates": None, "shuffle": None, "recall": {},
+         "settings": {"references": ["zero_shot", "shuffled"]}}
+
+
+def test_a_reference_that_is_not_asked_for_has_no_line():
+    names = {line.name for line in quality_lines(EMPTY, TARGETS)}
+    without = {**EMPTY, "settings": {"references": ["zero_shot"]}}
+    missing = names - {line.name for line in quality_lines(without, TARGETS)}
+    assert missing == {"a derangement of users' gates changes the LLM's scores"}
+    neither = {**EMPTY, "settings": {"references": []}}
+    assert len(quality_lines(neither, TARGETS)) == len(names) - 2
+
+
 def test_a_line_that_was_not_measured_is_missed():
-    empty = {"tables": [], "crm_seeds": [], "gates": None, "shuffle": None, "recall": {}}
-    lines = quality_lines(empty, TARGETS)
+    lines = quality_lines(EMPTY, TARGETS)
     assert len(lines) == 7
     assert not any(line.passed for line in lines)
     assert {line.measured for line in lines} == {"not measured"}

@@ -43,7 +43,7 @@ def curve(steps):
     ]
 
 
-def all_artifacts(run, *, implicit=False):
+def all_artifacts(run, *, implicit=False, references=True):
     facts = {"events": 100_000, "quarantined": {"events": {"unparsable time": 12}, "items": {}}}
     windows = {"crm": 64_000, "bank": 16_000, "validation": 10_000, "test": 10_000}
     data = [
@@ -53,7 +53,7 @@ def all_artifacts(run, *, implicit=False):
         simple(run, "crm", {"final_loss": 0.52}, {"curve.json": curve(900)}),
         simple(run, "bank", {"steps": 300}, {"curve.json": curve(300)}),
     ]
-    scores = make_scores(run, implicit=implicit)
+    scores = make_scores(run, implicit=implicit, references=references)
     fusion = fit_fusion(run, CONFIG, scores)
     recall = {"crm": 0.41, "popularity": 0.33}
     return [
@@ -198,3 +198,14 @@ def test_a_curve_of_one_step_can_be_drawn():
 def test_a_negative_last_term_is_subtracted():
     assert format_term(-0.204) == "- 0.204"
     assert format_term(0.1) == "+ 0.100"
+
+
+def test_references_are_on_the_page_only_if_they_were_scored(tmp_path):
+    row = re.compile(r"<td[^>]*>\s*(zero-shot LLM|LLM, shuffled gates)")
+    pages = [
+        write_report(run := str(tmp_path / name), CONFIG, all_artifacts(run, references=scored))
+        for name, scored in (("with", True), ("without", False))
+    ]
+    found = [row.findall(storage.read_bytes(page.path("index.html")).decode()) for page in pages]
+    assert set(found[0]) == {"zero-shot LLM", "LLM, shuffled gates"}
+    assert found[1] == []
