@@ -17,7 +17,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from benchmarks.race import circumstances, race, summarise
+from benchmarks.quality.ground import Ground
+from benchmarks.race import circumstances, race, summarise, write_result
 from engine.config import EngineConfig, load_config
 from engine.data.schema import part_name
 from engine.metrics import ctr
@@ -62,42 +62,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     result["bank_against_lora"] = race_adapters(config, full, options.rounds)
     result["slates_against_candidates"] = race_forms(config, full, options.rounds)
-    write(result, options.json)
+    write_result(result, options.json)
     if options.labels:
         result["auc"] = train_forms(config, full, validation, options.labels)
-        write(result, options.json)
+        write_result(result, options.json)
     print(json.dumps(result, indent=2))
     return 0
-
-
-def write(result: dict[str, Any], path: str) -> None:
-    """Write what there is so far."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def read_run(config: EngineConfig) -> tuple[list[AdapterExample], list[AdapterExample]]:
     """Return the prompts of the bank's window and of validation; run stages that are missing."""
     import ray
 
-    from engine import storage
-    from engine.stages.crm import score_crm, train_crm
-    from engine.stages.histories import build_histories
-    from engine.stages.interactions import import_data
-    from engine.stages.items import embed_items
     from engine.stages.prompts import build_prompts
-    from engine.stages.slates import build_slates
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
     start_ray()
-    root = storage.absolute(config.run.root)
-    histories = build_histories(root, config, import_data(root, config))
-    slates = build_slates(root, config, histories)
-    item_text = embed_items(root, config, histories)
-    crm = train_crm(root, config, histories, slates, item_text)
-    scores = score_crm(root, config, histories, slates, item_text, crm)
-    prompts = build_prompts(root, config, histories, slates, item_text)
+    ground = Ground(config)
+    scores = ground.states().scores
+    prompts = build_prompts(
+        ground.root, config, ground.histories, ground.slates, ground.item_text
+    )
     ray.shutdown()
     parts = range(config.histories.num_partitions)
     files = ([prompts.path(part_name("prompts", k)) for k in parts],

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.peers.environment import script_command
-from benchmarks.race import Lap, circumstances, race, summarise
+from benchmarks.race import Lap, circumstances, race, summarise, write_result
 from engine import storage
 from engine.config import CRMConfig, SourceConfig
 from engine.data.catalogue import Catalogue
@@ -63,17 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     for length in options.lengths:
         result["against_peers"][str(length)] = race_peers(length, options)
-        write(result, options.json)
+        write_result(result, options.json)
     result["curve"] = race_lengths(options)
-    write(result, options.json)
+    write_result(result, options.json)
     print(json.dumps(result, indent=2))
     return 0
-
-
-def write(result: dict[str, Any], path: str) -> None:
-    """Write what there is so far."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def race_peers(length: int, options: argparse.Namespace) -> dict[str, Any]:

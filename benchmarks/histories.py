@@ -28,7 +28,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.race import circumstances
+from benchmarks.race import circumstances, write_result
 from engine.config import EngineConfig
 
 ITEMS = 20_000
@@ -54,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with multiprocessing.get_context("spawn").Pool(1) as pool:      # a Ray of its own
             result["sizes"][str(size)] = pool.apply(measure, (size, options))
         result["peak_growth"] = growth(result["sizes"])
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+        write_result(result, options.json)
     print(json.dumps(result, indent=2))
     return 0
 

@@ -4,12 +4,14 @@ The machine is shared: a figure of one subject means little, the ratio of two th
 CPU time is that of this process with all its threads.
 """
 
+import json
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +61,12 @@ def summarise(laps: Mapping[str, list[Lap]], against: str, unit: str) -> dict[st
             "ratio_range": [min(ratios), max(ratios)], "rounds": len(own),
         }
     return found
+
+
+def write_result(result: Mapping[str, Any], path: str | Path) -> None:
+    """Write a result file, or what there is of it so far."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def circumstances() -> dict[str, Any]:

@@ -36,6 +36,10 @@ class Window(IntEnum):
     """[T2, end]: reported once."""
 
 
+EVALUATED = (Window.VALIDATION, Window.TEST)
+"""Windows that nothing is trained on."""
+
+
 class MixingMode(StrEnum):
     """How gates mix the bank; the published forms differ, so every report names it."""
 

@@ -7,20 +7,18 @@ validation and test and the cost.
 """
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fuxictr.features import FeatureMap
 from fuxictr.pytorch.torch_utils import seed_everything
+from fuxictr_models import build, table
 from safetensors.numpy import load_file
 
 DENSE = "dense_{}"
@@ -42,17 +40,18 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     seed_everything(options.seed)
     settings = json.loads(options.settings)
+    size = settings.pop("batch_size")
     folder = Path(options.rows)
     item_codes = load_file(folder / "items.safetensors")["item_codes_IK"]
     windows = {
         name: Batches(load_file(folder / f"{name}.safetensors"), item_codes, options.history,
-                      settings["batch_size"], options.seed if name == "train" else None)
+                      size, options.seed if name == "train" else None)
         for name in ("train", "validation", "test")
     }
-    feature_map = features(windows["train"], json.loads(options.sizes))
+    described = features(windows["train"], json.loads(options.sizes))
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     with tempfile.TemporaryDirectory() as root:
-        model = build(options.model, feature_map, root, settings)
+        model = build(options.model, described, root, settings)
         model.fit(windows["train"], epochs=options.epochs,
                   validation_data=windows["validation"])
         cost = {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s}
@@ -110,18 +109,13 @@ def _tensors(arrays: dict[str, Any]) -> dict[str, Any]:
     return {name: torch.from_numpy(np.ascontiguousarray(each)) for name, each in arrays.items()}
 
 
-def features(train: Batches, sizes: dict[str, int]) -> FeatureMap:
-    """Return FuxiCTR's description of the features; code 0 pads everywhere."""
-    def table(source: str, size: int) -> dict[str, Any]:
-        return {"source": source, "type": "categorical", "padding_idx": 0, "vocab_size": size}
-
+def features(train: Batches, sizes: dict[str, int]) -> dict[str, Any]:
+    """Return FuxiCTR's description of the features."""
     def pooled(source: str, size: int, width: int) -> dict[str, Any]:
         return {**table(source, size), "type": "sequence", "max_len": width,
                 "feature_encoder": "layers.MaskedAveragePooling()"}
 
-    found = FeatureMap("rows", "")
-    found.labels = ["label"]
-    found.features = OrderedDict({
+    return {
         "user": table("user", sizes["users"]),
         "user_codes": pooled("user", sizes["user_codes"],
                              train.arrays["user_codes_NK"].shape[1]),
@@ -132,21 +126,7 @@ def features(train: Batches, sizes: dict[str, int]) -> FeatureMap:
         "item": table("item", sizes["items"]),
         "item_codes": pooled("item", sizes["item_codes"], train.item_codes_IK.shape[1]),
         "level": table("item", sizes["levels"]),
-    })
-    found.num_fields = found.get_num_fields()
-    return found
-
-
-def build(name: str, feature_map: FeatureMap, root: str, settings: dict[str, Any]) -> Any:
-    """Return a model of FuxiCTR's zoo."""
-    feature_map.default_emb_dim = settings["embedding_dim"]
-    (Path(root) / "rows").mkdir()
-    model = getattr(importlib.import_module(f"model_zoo.LongCTR.{name}.{name}"), name)
-    return model(
-        feature_map, verbose=0, model_root=root, metrics=["AUC"], monitor="AUC",
-        optimizer="adam", loss="binary_crossentropy", task="binary_classification",
-        early_stop_patience=1, **{k: v for k, v in settings.items() if k != "batch_size"},
-    )
+    }
 
 
 if __name__ == "__main__":

@@ -5,19 +5,16 @@ CPU-seconds and seconds of these steps. Rows are made in advance, as arrays in m
 """
 
 import argparse
-import importlib
 import json
 import sys
 import tempfile
 import time
-from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fuxictr.features import FeatureMap
 from fuxictr.pytorch.torch_utils import seed_everything
+from fuxictr_models import build, table
 
 
 def main() -> int:
@@ -34,8 +31,13 @@ def main() -> int:
     seed_everything(1)
     rows = dict(np.load(options.rows))
     with tempfile.TemporaryDirectory() as root:
-        (Path(root) / "rows").mkdir()
-        model = build(options, rows, root)
+        fields = int(rows["fields_I"].max()) + 1
+        model = build(options.model, {
+            "item": table("item", len(rows["fields_I"])), "field": table("item", fields),
+        }, root, {
+            "embedding_dim": options.width, "learning_rate": 1e-3, "dnn_hidden_units": [256, 128],
+            **({"topk": options.top} if options.model in ("SIM", "ETA") else {}),
+        })
         model.train()
         model._max_gradient_norm, model._batch_index = 10.0, 0
         place = 0
@@ -53,26 +55,6 @@ def main() -> int:
                 "wall_s": time.perf_counter() - wall_s,
             }), flush=True)
     return 0
-
-
-def build(options: argparse.Namespace, rows: dict[str, Any], root: str) -> Any:
-    """Return the model over two item features, id and one field."""
-    def table(size: int) -> dict[str, Any]:
-        return {"source": "item", "type": "categorical", "padding_idx": 0, "vocab_size": size}
-
-    found = FeatureMap("rows", "")
-    found.labels, found.default_emb_dim = ["label"], options.width
-    found.features = OrderedDict({
-        "item": table(len(rows["fields_I"])), "field": table(int(rows["fields_I"].max()) + 1),
-    })
-    found.num_fields = found.get_num_fields()
-    model = getattr(importlib.import_module(f"model_zoo.LongCTR.{options.model}"), options.model)
-    return model(
-        found, verbose=0, model_root=root, metrics=["AUC"], optimizer="adam",
-        loss="binary_crossentropy", task="binary_classification", embedding_dim=options.width,
-        learning_rate=1e-3, dnn_hidden_units=[256, 128],
-        **({"topk": options.top} if options.model in ("SIM", "ETA") else {}),
-    )
 
 
 def batch(rows: dict[str, Any], picked: Any) -> tuple[dict[str, Any], dict[str, Any], Any]:

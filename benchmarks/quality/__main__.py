@@ -46,7 +46,7 @@ def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
     """Train and write what is missing; return 0 if nothing is, 3 if time ran out."""
     from benchmarks.quality.lists import Lists  # --help needs neither torch nor Ray
     from benchmarks.quality.training import Bench
-    from benchmarks.race import circumstances
+    from benchmarks.race import circumstances, write_result
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
@@ -69,13 +69,13 @@ def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
             print(f"time is up before {name}; the same command goes on")
             return 3
         log.info("row %s", name)
-        write(out / f"{name}.json", {**source, **references.describe(name)})
+        write_result({**source, **references.describe(name)}, out / f"{name}.json")
     if plan.lists and "lists" in names:
         if time.monotonic() > end_s:
             print("time is up before the lists; the same command goes on")
             return 3
         lists = Lists(bench, plan.lists, plan.seeds[0])
-        write(out / "lists.json", {**source, **lists.describe()})
+        write_result({**source, **lists.describe()}, out / "lists.json")
     return 0
 
 
@@ -90,6 +90,7 @@ def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
 def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any]) -> None:
     """Train a row, and write its file unless it is there."""
     from benchmarks.quality.training import describe
+    from benchmarks.race import write_result
 
     trained = bench.train(name, seed)
     path = out / f"{name}-{seed}.json"
@@ -97,7 +98,7 @@ def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any
     if path.exists() and json.loads(path.read_text())["artifacts"] == keys:
         return
     row = describe(bench, name, seed, trained)
-    write(path, {**source, **row})
+    write_result({**source, **row}, path)
     for model in ("llm", "fused"):
         found = row["test"]["models"][model]
         print(f"{name:<20} seed {seed} {model:<6}", *(
@@ -120,12 +121,6 @@ def compare(bench: Any, out: Path) -> None:
         sheets, num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
     ).to_json()
     (out / "comparisons.json").write_text(json.dumps(found, indent=1) + "\n")
-
-
-def write(path: Path, row: dict[str, Any]) -> None:
-    """Write one row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(row, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,12 @@ class Comparison:
                         num_draws=self.num_draws, seed=self.seed)
             for sheet in self.sheets[name]
         ]
-        return {metric: mean([each[metric] for each in measured]) for metric in ctr.METRICS}
+        return mean_of_seeds(measured)
+
+
+def mean_of_seeds(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """Return the mean of each metric over the seeds of one row."""
+    return {metric: mean([each[metric] for each in measured]) for metric in measured[0]}
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.environment import run_script
+from benchmarks.quality.comparison import mean_of_seeds
 from benchmarks.quality.ctr_rows import CTRRows, export_rows
 from benchmarks.quality.ground import Ground, States
 from engine import storage
@@ -62,14 +63,14 @@ class References:
         """Return the JSON of a row: metrics, each averaged over seeds, and what was tried."""
         answers = self.answers(name)
         measured = self._mean(answers)
-        whole = self._mean(self.answers("crm-whole"))
         return {
             "row": name, "title": TITLES[name], "seeds": len(answers),
             "num_rows": len(self.rows), "num_users": self.rows.num_users,
             "test": {metric: as_json(each.interval()) for metric, each in measured.items()},
             "auc_of_seeds": [ctr.auc(self.rows.labels_N, each.logits_N) for each in answers],
             "crm-whole - this": {
-                metric: as_json(each) for metric, each in differences(whole, measured).items()
+                metric: as_json(each)
+                for metric, each in differences(self._measured_whole, measured).items()
             },
             "cost": dict(answers[0].cost), "tuning": self._tuning(name),
         }
@@ -90,15 +91,13 @@ class References:
                         seed=config.run.seed)
             for each in answers
         ]
-        return {
-            metric: Estimate(
-                float(np.mean([each[metric].value for each in measured])),
-                np.mean([each[metric].draws_D for each in measured], axis=0),
-            )
-            for metric in ctr.METRICS
-        }
+        return mean_of_seeds(measured)
 
     # ----- ours
+
+    @cached_property
+    def _measured_whole(self) -> dict[str, Estimate]:
+        return self._mean(self.answers("crm-whole"))
 
     @cached_property
     def rows(self) -> Rows:
@@ -153,6 +152,17 @@ class References:
         )
         return export_rows(ground, self._whole, examples)
 
+    @cached_property
+    def _validation_labels(self) -> FloatArray:
+        """Return the labels of the exported validation rows; the test rows must be the scores'."""
+        validation, test = (
+            storage.read_tensors(storage.join(self._exported.folder, f"{name}.safetensors"))
+            ["label_N"] for name in ("validation", "test")
+        )
+        if not np.array_equal(test, self.rows.labels_N):
+            raise AssertionError("the exported rows are not those of the scores")
+        return validation
+
     def _settings(self) -> list[dict[str, Any]]:
         return [dict(zip(GRIDS, values, strict=True)) for values in product(*GRIDS.values())]
 
@@ -188,15 +198,8 @@ class References:
             ], threads=self.threads)
             draft.rename(path)
         found = np.load(path)
-        labels = {
-            window: storage.read_tensors(
-                storage.join(self._exported.folder, f"{window}.safetensors")
-            )["label_N"] for window in ("validation", "test")
-        }
-        if not np.array_equal(labels["test"], self.rows.labels_N):
-            raise AssertionError("the exported rows are not those of the scores")
         return {
-            "validation_auc": ctr.auc(labels["validation"], _logits(found["validation"])),
+            "validation_auc": ctr.auc(self._validation_labels, _logits(found["validation"])),
             "test": Answer(_logits(found["test"]), json.loads(str(found["cost"]))),
         }
 

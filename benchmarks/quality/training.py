@@ -22,7 +22,7 @@ from engine.stages.prompts import build_prompts
 from engine.stages.score_rows import read_sample
 from engine.stages.scores import score_prompts
 from engine.stages.slate_gates import SlateGates, read_gates
-from engine.types import FloatArray, Window
+from engine.types import EVALUATED, FloatArray, Window
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,7 @@ class Bench:
     def _train(self, name: str, seed: int, rate: float) -> Trained:
         config, prompts, states = self.inputs(name, rate)
         bank = self._bank(config, prompts, states, seed)
-        windows = Window.VALIDATION, Window.TEST
-        scores = self._scores(config, prompts, states, bank, windows)
+        scores = self._scores(config, prompts, states, bank)
         return Trained(bank, scores, fit_fusion(self.ground.root, config, scores))
 
     def _bank(
@@ -98,7 +97,7 @@ class Bench:
 
     def _scores(
         self, config: EngineConfig, prompts: Artifact, states: States, bank: Artifact,
-        windows: tuple[Window, ...],
+        windows: tuple[Window, ...] = EVALUATED,
     ) -> Artifact:
         ground = self.ground
         return score_prompts(

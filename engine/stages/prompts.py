@@ -26,9 +26,7 @@ from engine.models.base import base_model_digest, load_tokenizer
 from engine.prompts.template import PromptBuilder
 from engine.stages.items import VECTORS
 from engine.stages.partitions import map_partitions
-from engine.types import Window
-
-EVALUATED = (Window.VALIDATION, Window.TEST)
+from engine.types import EVALUATED, Window
 
 
 def build_prompts(

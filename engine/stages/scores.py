@@ -29,13 +29,12 @@ from engine.stages.partitions import map_partitions, map_with_actors
 from engine.stages.progress import counted
 from engine.stages.slate_gates import SlateGates
 from engine.training.adapter_examples import AdapterExample, read_examples
-from engine.types import CRMOutput, FloatArray, Window
+from engine.types import EVALUATED, CRMOutput, FloatArray, Window
 
 Row = tuple[str, int]
 """Slate id and slot."""
 Logits = tuple[float | None, ...]
 """Values of COLUMNS."""
-EVALUATED = (Window.VALIDATION, Window.TEST)
 COLUMNS = ("llm_logit", "zero_shot_logit", "shuffled_logit")
 
 

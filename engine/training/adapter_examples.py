@@ -91,15 +91,16 @@ def slots_of(output: CRMOutput, first: int, count: int) -> CRMOutput:
 
 def crm_logit_matrix(examples: Sequence[AdapterExample]) -> FloatArray:
     """Return the CRM's logits [B, M], padded with zeros."""
-    logits = np.zeros((len(examples), max(len(e.labels) for e in examples)), np.float32)
-    for row, example in enumerate(examples):
-        logits[row, : len(example.labels)] = example.crm.logits_M
-    return logits
+    return _padded([example.crm.logits_M for example in examples])
 
 
 def label_matrix(examples: Sequence[AdapterExample]) -> FloatArray:
     """Return labels [B, M], padded with zeros."""
-    labels = np.zeros((len(examples), max(len(e.labels) for e in examples)), np.float32)
-    for row, example in enumerate(examples):
-        labels[row, : len(example.labels)] = example.labels
-    return labels
+    return _padded([example.labels for example in examples])
+
+
+def _padded(rows: Sequence[IntArray | FloatArray]) -> FloatArray:
+    matrix = np.zeros((len(rows), max(map(len, rows))), np.float32)
+    for place, row in enumerate(rows):
+        matrix[place, : len(row)] = row
+    return matrix
