@@ -112,7 +112,7 @@ class Trainer:
         """Learn from the examples; return their tokens."""
         batch = pack([each.prompt for each in examples], pad_id=self.model.pad_id)
         labels_BM = torch.from_numpy(label_matrix(examples))
-        losses_BM, _ = self.model(batch, stack_states([each.crm for each in examples]), labels_BM)
+        *_, losses_BM = self.model(batch, stack_states([each.crm for each in examples]), labels_BM)
         update(self.optimiser, losses_BM[batch.is_candidate_BM].mean())
         return float(sum(each.num_tokens for each in examples))
 

@@ -60,7 +60,6 @@ def run(options: argparse.Namespace) -> None:
 
     from engine import storage  # --help needs neither torch nor Ray
     from engine.artifacts import open_artifact
-    from engine.models.fusion import Fusion
     from engine.releases.registry import Registry
     from engine.stages.exam import Period, read_examined, set_exam, unseen_period
     from engine.stages.exam_report import Answers, Settings, report_exam
@@ -87,8 +86,7 @@ def run(options: argparse.Namespace) -> None:
         sitting = Sitting(root, release_id, serving, not (implicit or options.include_seen),
                           options.actors)
         scores = sit_exam(out, exam, histories, sitting)
-        fusion = storage.read_json(storage.join(registry.folder(release_id), "fusion.json"))
-        answers.append(Answers(release_id, scores, Fusion.from_json(fusion)))
+        answers.append(Answers.read(registry.folder(release_id), release_id, scores))
     report = report_exam(out, exam, answers, Settings(
         config.evaluation.bootstrap_draws, config.run.seed, config.evaluation.max_rows
     ))

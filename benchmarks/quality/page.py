@@ -175,6 +175,17 @@ class DataSet:
             for each in self.comparisons
         ])
 
+    def learning_table(self) -> str:
+        """Return AUC against training samples: each quarter of training, answered beforehand."""
+        head = ("row", "seeds", "first quarter of the labels", "second", "third", "last")
+        lines = []
+        for name, runs in self.rows.items():
+            curves = [run["learning"] for run in runs if len(run.get("learning", ())) >= 4]
+            if curves:
+                quarters = np.mean([_quarters(curve) for curve in curves], axis=0)
+                lines.append((ROWS[name].title, str(len(curves)), *(f"{q:.4f}" for q in quarters)))
+        return _table(head, lines) if lines else ""
+
     def references_table(self) -> str:
         """Return the rows without a language model, on all test rows."""
         head = ("row", "seeds", "weights", "AUC", "per-user AUC", "log loss",
@@ -235,6 +246,12 @@ def _read(path: Path) -> Json:
 def _read_all(folder: Path, name: str, seeds: Sequence[int]) -> list[Json]:
     paths = [folder / f"{name}-{seed}.json" for seed in seeds]
     return [_read(path) for path in paths if path.exists()]
+
+
+def _quarters(curve: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the AUC of each quarter of a learning curve, by pairs."""
+    parts = np.array_split([[each["auc"], each["pairs"]] for each in curve], 4)
+    return [float(np.average(part[:, 0], weights=part[:, 1])) for part in parts]
 
 
 def _of_seeds(runs: Sequence[Json], model: str, metric: str) -> str:

@@ -15,7 +15,7 @@ from engine.artifacts import MANIFEST, Artifact, open_artifact
 from engine.config import EngineConfig
 from engine.metrics import ctr
 from engine.models.fusion import Fusion
-from engine.stages.adapters import train_adapters
+from engine.stages.adapters import read_learning, train_adapters
 from engine.stages.comparison import describe_gates, measure_models, table_of
 from engine.stages.evaluation import FUSION_FILE, fit_fusion
 from engine.stages.prompts import build_prompts
@@ -171,6 +171,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
             "tokens": facts["training_tokens"], "steps": facts["steps"],
             "final_loss": facts["final_loss"], "seconds": trained.bank.manifest()["seconds"],
         },
+        "learning": read_learning(trained.bank.uri),
         "scoring_seconds": trained.scores.manifest()["seconds"],
         "validation_auc": ctr.auc(validation.rows.labels_N, validation.scores["llm_logit"]),
         "fusion": storage.read_json(trained.fusion.path(FUSION_FILE))["full"],

@@ -138,27 +138,24 @@ class PersonalizedLLM(nn.Module):
         labels_BM: Tensor | None = None,
         over_vocabulary: bool = False,
         offsets_BM: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return (logits, or with labels the losses [B, M]; mixing weights [B, P, G, N]).
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return logits [B, M], mixing weights [B, P, G, N] and, with labels, losses [B, M].
 
         `offsets_BM` are logits of another model that stand in the loss beside this one's own.
         """
         weights_BPGN = self.weights(states)
         answer_BMD = self.answer_states(batch, self.segment_gates(weights_BPGN, batch))
-        if labels_BM is None:
-            return self.logits(answer_BMD), weights_BPGN
-        return self.losses(answer_BMD, labels_BM, over_vocabulary, offsets_BM), weights_BPGN
+        logits_BM = self.logits(answer_BMD)
+        losses_BM = None
+        if labels_BM is not None and over_vocabulary:
+            losses_BM = self.vocabulary_losses(answer_BMD, labels_BM)
+        elif labels_BM is not None:
+            both_BM = logits_BM if offsets_BM is None else logits_BM + offsets_BM
+            losses_BM = F.binary_cross_entropy_with_logits(both_BM, labels_BM, reduction="none")
+        return logits_BM, weights_BPGN, losses_BM
 
-    def losses(
-        self, answer_BMD: Tensor, labels_BM: Tensor, over_vocabulary: bool,
-        offsets_BM: Tensor | None = None,
-    ) -> Tensor:
-        """Return the cross-entropy of each answer, over two answers or the whole vocabulary."""
-        if not over_vocabulary:
-            logits_BM = self.logits(answer_BMD)
-            if offsets_BM is not None:
-                logits_BM = logits_BM + offsets_BM
-            return F.binary_cross_entropy_with_logits(logits_BM, labels_BM, reduction="none")
+    def vocabulary_losses(self, answer_BMD: Tensor, labels_BM: Tensor) -> Tensor:
+        """Return the cross-entropy of each answer's token over the whole vocabulary, [B, M]."""
         logits_BMV = self.base.get_output_embeddings()(answer_BMD).float()
         answers = torch.tensor(
             [self.answers.negative, self.answers.positive], device=labels_BM.device

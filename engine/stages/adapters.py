@@ -1,11 +1,14 @@
 """prompts + CRM states -> the meta-LoRA bank and its gates, by Ray Train and DeepSpeed.
 
     bank.safetensors, bank.json, curve.json
+    learning.json     see `learning_curve`
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from engine import storage
 from engine.artifacts import Artifact, make
@@ -16,6 +19,8 @@ from engine.stages.trainer import fit
 from engine.training.adapter_loop import adapter_loop
 
 FILES = ("bank.safetensors", "bank.json", "curve.json")
+LEARNING = "learning.json"
+LEARNING_POINTS = 20
 
 
 def train_adapters(
@@ -58,7 +63,36 @@ def _write(
     for file in FILES:
         storage.copy_file(storage.join(checkpoint, file), storage.join(folder, file))
     curve = storage.read_json(storage.join(folder, "curve.json"))
+    storage.write_json(storage.join(folder, LEARNING), learning_curve(curve))
     return _facts(config, folder, curve)
+
+
+def read_learning(folder: str) -> list[dict[str, float]]:
+    """Return the learning curve of a bank's folder; empty for one older than the file."""
+    uri = storage.join(folder, LEARNING)
+    points: list[dict[str, float]] = storage.read_json(uri) if storage.exists(uri) else []
+    return points
+
+
+def learning_curve(
+    curve: Sequence[Mapping[str, float]], points: int = LEARNING_POINTS
+) -> list[dict[str, float]]:
+    """Return AUC against training samples: at most `points` stretches of the first epoch's steps.
+
+    "auc" is that of pairs within a step, answered before the step was learned, so on rows new to
+    the model; "labels" is how many it had learned before the middle of the stretch. Stretches
+    without a pair of both labels are left out.
+    """
+    steps = [point for point in curve if point.get("epoch") == 0]
+    labels = np.cumsum([0, *(point["labels"] for point in steps)])
+    found = []
+    for places in np.array_split(np.arange(len(steps)), min(points, max(1, len(steps)))):
+        pairs = sum(steps[place]["pairs"] for place in places)
+        if pairs:
+            in_order = sum(steps[place]["pairs_in_order"] for place in places)
+            middle = (labels[places[0]] + labels[places[-1] + 1]) / 2
+            found.append({"labels": float(middle), "pairs": pairs, "auc": in_order / pairs})
+    return found
 
 
 def _facts(config: EngineConfig, folder: str, curve: list[dict[str, float]]) -> dict[str, Any]:
@@ -70,6 +104,7 @@ def _facts(config: EngineConfig, folder: str, curve: list[dict[str, float]]) -> 
         "scope": config.prompt.scope.value, "steps": len(curve),
         "bank_parameters": sum(n for name, n in sizes.items() if name.startswith("bank.")),
         "gate_parameters": sum(n for name, n in sizes.items() if not name.startswith("bank.")),
+        "training_labels": int(sum(point["labels"] for point in curve)),
         "training_tokens": int(sum(point["tokens"] for point in curve)),
         "final_loss": sum(point["loss"] for point in last) / len(last),
     }

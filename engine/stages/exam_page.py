@@ -36,6 +36,8 @@ def _release(part: Mapping[str, Any]) -> dict[str, Any]:
         "reliability": plots.reliability_figure(part["reliability"]),
         "lengths": plots.history_length_figure(_buckets(tables)),
     }
+    if part["learning"]:
+        figures["learning"] = plots.learning_figure({part["release_id"]: part["learning"]})
     if part["gates"]:
         figures["gates"] = plots.gates_figure(part["gates_heat_map"], part["gates"])
     return {

@@ -23,6 +23,7 @@ from engine.metrics import ranking
 from engine.metrics.estimates import Estimate, differences
 from engine.metrics.ranking import Queries
 from engine.models.fusion import Fusion
+from engine.stages.adapters import read_learning
 from engine.stages.comparison import (
     HISTORY_LENGTHS,
     KINDS,
@@ -57,6 +58,14 @@ class Answers:
     release_id: str
     scores: Artifact
     fusion: Fusion
+    learning: Sequence[Mapping[str, float]] = ()
+    """AUC against training samples, see stages/adapters."""
+
+    @classmethod
+    def read(cls, folder: str, release_id: str, scores: Artifact) -> "Answers":
+        """Add what the release's folder says of it."""
+        fusion = Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json")))
+        return cls(release_id, scores, fusion, read_learning(storage.join(folder, "bank")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,8 @@ def report_exam(
 def examine(
     exam: Artifact, answers: Sequence[Answers], settings: Settings
 ) -> dict[str, Any]:
-    """Return JSON: exam, settings, releases [tables, rankings, reliability, gates], difference.
+    """Return JSON: exam, settings, releases [tables, rankings, reliability, learning, gates],
+    difference.
 
     A table stands for each slice of "all" rows (popularity and CRM) and of the "sample" (the
     language model, too); a ranking for all liked items and, where feedback is implicit, for
@@ -164,6 +174,7 @@ class _Measurement:
             ],
             "rankings": [self._ranking(kind) for kind in dict.fromkeys(k for k, _ in self.ranked)],
             "reliability": reliability_of(sample, logits),
+            "learning": list(self.answers.learning),
             **_gates(self.answers.scores),
         }
 

@@ -16,6 +16,7 @@ from engine.errors import ReleaseError
 from engine.models.base import base_model_digest
 from engine.models.popularity import FILE as POPULARITY
 from engine.releases.registry import Registry
+from engine.stages.adapters import LEARNING
 from engine.stages.items import VECTORS
 from engine.stages.prompts import make_builder
 
@@ -66,8 +67,9 @@ def release_files(parts: Parts) -> dict[str, str]:
     }
     for name in ("crm.safetensors", "crm.json", "users.parquet"):
         files[f"crm/{name}"] = parts.crm.path(name)
-    for name in ("bank.safetensors", "bank.json"):
-        files[f"bank/{name}"] = parts.bank.path(name)
+    for name in ("bank.safetensors", "bank.json", LEARNING):
+        if name != LEARNING or storage.exists(parts.bank.path(name)):   # an older bank has none
+            files[f"bank/{name}"] = parts.bank.path(name)
     return files
 
 

@@ -1,6 +1,6 @@
 """Stage: every artifact of a run -> one page for people and one file for programs ("report").
 
-    report.json   data, timeline, training curves, evaluation, stages, settings
+    report.json   data, timeline, training curves, learning, evaluation, stages, settings
     index.html    the same with figures; needs no other file, no network and no script
 """
 
@@ -13,6 +13,7 @@ from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.errors import ArtifactError
 from engine.stages import plots
+from engine.stages.adapters import read_learning
 from engine.stages.comparison import DIFFERENCES
 from engine.stages.page import data_uri, format_moment, render_page
 from engine.stages.quality import find_table
@@ -62,6 +63,7 @@ def collect(config: EngineConfig, artifacts: Sequence[Artifact]) -> dict[str, An
             kind: storage.read_json(each.path(CURVE_FILE))
             for kind, each in firsts.items() if each.path(CURVE_FILE) in each.files()
         },
+        "learning": read_learning(firsts["bank"].uri) if "bank" in firsts else [],
         "stages": stages, "seconds": round(sum(each["seconds"] for each in stages), 1),
         "settings": config.settings(),
     }
@@ -118,6 +120,8 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
         "reliability": plots.reliability_figure(evaluation["reliability"]),
         "history_lengths": plots.history_length_figure(evaluation["history_lengths"]),
     }
+    if report["learning"]:
+        figures["learning"] = plots.learning_figure({"bank": report["learning"]})
     if evaluation["gates"]:
         figures["gates"] = plots.gates_figure(evaluation["gates_heat_map"], evaluation["gates"])
     return figures

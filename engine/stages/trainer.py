@@ -110,6 +110,7 @@ def _worker_environment(threads: int, use_gpu: bool) -> dict[str, str]:
     """Return the variables of a worker process."""
     environment = {
         "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
+        "TORCHDYNAMO_DISABLE": "1",         # DeepSpeed would import the compiler, none is used
         **{name: os.environ[name] for name in FORWARDED if name in os.environ},
     }
     if not use_gpu:

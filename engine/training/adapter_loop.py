@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.config import AdapterTrainingConfig, EngineConfig
 from engine.errors import DataError
+from engine.metrics.ctr import auc
 from engine.models.base import load_base_model
 from engine.models.packing import pack
 from engine.models.personalized import PersonalizedLLM, stack_states
@@ -35,8 +36,8 @@ from engine.training.engines import (
     start_engine,
     trainable_weights,
 )
-from engine.training.session import Session, global_sum, share_of_global_mean
-from engine.types import Window
+from engine.training.session import Session, global_rows, global_sum, share_of_global_mean
+from engine.types import FloatArray, Window
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,10 @@ def adapter_loop(settings: dict[str, Any], session: Session) -> None:
         batches = plan.micro_batches(step, session.world_rank, session.world_size)
         chosen = [[examples[index] for index in batch] for batch in batches]
         num_labels = sum(len(examples[index].labels) for index in plan.indices(step))
-        curve.append({"step": step, **train_step(engine, chosen, num_labels, session, config)})
+        curve.append({
+            "step": step, "epoch": step // plan.steps_per_epoch,
+            **train_step(engine, chosen, num_labels, session, config),
+        })
         done = step + 1
         session.progress(done, plan.num_steps)
         if done % config.adapters.checkpoint_every == 0 or done == plan.num_steps:
@@ -147,7 +151,7 @@ def train_step(
     """Run one optimiser step; return its mean loss and what the gates did."""
     model: PersonalizedLLM = engine.module
     engine.train()
-    loss_sum, weights = 0.0, []
+    loss_sum, weights, answers = 0.0, [], []
     for examples in batches:
         batch = pack([e.prompt for e in examples], pad_id=model.pad_id, device=model.device)
         states = stack_states([e.crm for e in examples], model.device)
@@ -155,21 +159,35 @@ def train_step(
         offsets_BM = None
         if config.adapters.learn == "residuals":
             offsets_BM = torch.from_numpy(crm_logit_matrix(examples)).to(model.device)
-        losses, weights_BPGN = engine(
+        logits_BM, weights_BPGN, losses_BM = engine(
             batch, states, labels_BM=labels_BM, offsets_BM=offsets_BM,
             over_vocabulary=config.adapters.loss == "vocabulary",
         )
-        loss = losses[batch.is_candidate_BM].sum()
+        loss = losses_BM[batch.is_candidate_BM].sum()
         engine.backward(share_of_global_mean(
             loss, num_labels, world_size=session.world_size, accumulation=len(batches)
         ))
         engine.step()
         loss_sum += float(loss.detach())
         weights.append(weights_BPGN.detach()[:, 0])
+        answers.append(torch.stack([labels_BM, logits_BM.detach()])[:, batch.is_candidate_BM])
     return {
         "loss": global_sum(loss_sum) / num_labels, **gate_facts(torch.cat(weights)),
+        **pair_facts(*global_rows(torch.cat(answers, dim=1).cpu().numpy())), "labels": num_labels,
         "tokens": global_sum(float(sum(e.num_tokens for batch in batches for e in batch))),
     }
+
+
+def pair_facts(labels_N: FloatArray, logits_N: FloatArray) -> dict[str, float]:
+    """Return how many pairs of a positive and a negative a step has, and how many are in order.
+
+    The model answered before it learned them: in the first epoch their quotient is an AUC on rows
+    that it has not seen (progressive validation).
+    """
+    positives = float(labels_N.sum())
+    pairs = positives * (len(labels_N) - positives)
+    in_order = pairs * auc(labels_N.astype(np.int8), logits_N) if pairs else 0.0
+    return {"pairs": pairs, "pairs_in_order": in_order}
 
 
 def gate_facts(weights_BGN: Tensor) -> dict[str, float]:

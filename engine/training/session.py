@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from engine.types import FloatArray
 
 
 class Session(Protocol):
@@ -78,6 +81,15 @@ def global_sum(value: float) -> float:
     total = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return float(total)
+
+
+def global_rows(values_FN: FloatArray) -> FloatArray:
+    """Return the columns of all processes, first those of process 0 (collective)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values_FN
+    found: list[FloatArray] = [values_FN] * dist.get_world_size()
+    dist.all_gather_object(found, values_FN)
+    return np.concatenate(found, axis=1)
 
 
 def share_of_global_mean(

@@ -109,6 +109,8 @@ def test_the_report_repeats_the_metrics_of_the_training(examined: Examined) -> N
         for model, values in found["models"].items():
             for metric in ("auc", "gauc", "log_loss"):
                 assert values[metric] == pytest.approx(expected["models"][model][metric], abs=1e-4)
+    learning = storage.read_json(f"{examined.outcome.release}/bank/learning.json")
+    assert release["learning"] == learning != []
     assert release["gates"]["variation"] == pytest.approx(trained["gates"]["variation"], abs=1e-4)
 
 
@@ -198,7 +200,7 @@ class _Page(HTMLParser):
 def test_the_page_stands_alone(examined: Examined) -> None:
     page = _Page()
     page.feed(storage.read_bytes(examined.kind("exam_report").path("index.html")).decode())
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == 5     # AUC, learning, lengths, reliability, gates
     assert "script" not in page.tags
     assert all(source.startswith("data:") for source in page.sources)
 

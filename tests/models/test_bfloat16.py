@@ -177,7 +177,7 @@ def test_a_fresh_bank_equals_the_frozen_model_bit_for_bit(smollm2: str, mixing: 
         if "b_NRO" in name:
             parameter.zero_()
     batch = pack(PROMPTS, pad_id=model.pad_id)
-    logits, _ = model(batch, stack_states([make_output(seed) for seed in range(4)]))
+    logits, *_ = model(batch, stack_states([make_output(seed) for seed in range(4)]))
     assert torch.equal(logits, model.logits(model.answer_states(batch, None)))
 
 

@@ -99,7 +99,7 @@ def test_a_fresh_bank_equals_the_frozen_model_and_its_gates_have_no_gradient(
     model = make_model(base_folder, mixing, gate, trained=False)
     prompts, outputs = with_blocks(make_prompt(1), make_output(1), gate)
     batch = pack(prompts, pad_id=model.pad_id)
-    logits, _ = model(batch, stack_states(outputs))
+    logits, *_ = model(batch, stack_states(outputs))
     alone = model.logits(model.answer_states(batch, None))
     assert torch.equal(logits, alone)
     logits.sum().backward()
@@ -214,7 +214,7 @@ def test_padding_side_packing_and_batching_do_not_change_a_score(
             assert same(apart, scores[[slot]])
     for side in ("left", "right"):
         batch = pack(prompts, pad_id=model.pad_id, side=side)   # type: ignore[arg-type]
-        logits, _ = model(batch, stack_states(outputs))
+        logits, *_ = model(batch, stack_states(outputs))
         found = logits.detach().numpy()[batch.is_candidate_BM.numpy()]
         assert same(found, np.concatenate(packed))
 
@@ -251,7 +251,7 @@ def test_gradient_checkpointing_does_not_change_gradients(
     states = stack_states([make_output(1), make_output(2)])
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 1]])
     for m in (model, reference):
-        m(batch, states, labels_BM=labels)[0].sum().backward()
+        m(batch, states, labels_BM=labels)[-1].sum().backward()
     for left, right in zip(
         model.adapter_parameters().values(), reference.adapter_parameters().values(), strict=True
     ):
@@ -265,11 +265,11 @@ def test_the_two_answer_loss_is_the_cross_entropy_of_the_two_logits(base_folder:
     batch, states = pack([make_prompt(1)], pad_id=model.pad_id), stack_states([make_output(1)])
     labels = torch.tensor([[1.0, 0.0, 1.0]])
     logits = model(batch, states)[0]
-    losses = model(batch, states, labels_BM=labels)[0]
+    losses = model(batch, states, labels_BM=labels)[-1]
     pair = torch.stack([torch.zeros_like(logits), logits], dim=-1).flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(pair, labels.long().flatten(), reduction="none")
     assert torch.allclose(losses.flatten(), expected)
-    whole = model(batch, states, labels_BM=labels, over_vocabulary=True)[0]
+    whole = model(batch, states, labels_BM=labels, over_vocabulary=True)[-1]
     assert (whole > losses).all()       # the vocabulary has more ways to be wrong
 
 
@@ -279,8 +279,8 @@ def test_an_offset_leaves_only_what_it_does_not_explain_to_learn(base_folder: Pa
     labels = torch.tensor([[1.0, 0.0, 1.0]])
     logits = model(batch, states)[0]
     offsets = torch.tensor([[20.0, -3.0, 0.0]]) - logits.detach() * torch.tensor([[1.0, 0.0, 0.0]])
-    losses = model(batch, states, labels_BM=labels, offsets_BM=offsets)[0]
-    own = model(batch, states, labels_BM=labels)[0]
+    losses = model(batch, states, labels_BM=labels, offsets_BM=offsets)[-1]
+    own = model(batch, states, labels_BM=labels)[-1]
     assert losses[0, 0] < 1e-6                              # right already: nothing to learn
     odds = torch.exp(logits[0, 1].detach() - 3.0)
     assert float(losses[0, 1].detach()) == pytest.approx(float(torch.log1p(odds)), rel=1e-3)

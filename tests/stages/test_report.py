@@ -10,6 +10,7 @@ from engine import artifacts, storage
 from engine.config import EngineConfig, EvaluationConfig, SourceConfig
 from engine.errors import ArtifactError
 from engine.stages import plots
+from engine.stages.adapters import LEARNING, learning_curve
 from engine.stages.evaluation import evaluate, fit_fusion
 from engine.stages.page import format_interval, format_term, reading
 from engine.stages.report import changed_settings, flatten, render, write_report
@@ -51,7 +52,10 @@ def all_artifacts(run, *, implicit=False, references=True):
         simple(run, "histories", {"users": 943, "windows": windows}, {"timeline.json": TIMELINE}),
         simple(run, "slates", {"test/slates": 1_100}, {}),
         simple(run, "crm", {"final_loss": 0.52}, {"curve.json": curve(900)}),
-        simple(run, "bank", {"steps": 300}, {"curve.json": curve(300)}),
+        simple(run, "bank", {"steps": 300}, {"curve.json": curve(300), LEARNING: [
+            {"labels": 40.0 * place, "pairs": 200.0, "auc": 0.5 + 0.01 * place}
+            for place in range(10)
+        ]}),
     ]
     scores = make_scores(run, implicit=implicit, references=references)
     fusion = fit_fusion(run, CONFIG, scores)
@@ -100,7 +104,7 @@ def test_the_page_is_well_formed_and_loads_nothing(page):
     assert not checker.tags & {"script", "link", "iframe"}
     assert all(source.startswith("data:image/svg+xml;base64,") for source in checker.sources)
     assert all(link.startswith("#") for link in checker.links)
-    assert len(checker.sources) == 6            # AUC, lengths, reliability, gates, two curves
+    assert len(checker.sources) == 7   # AUC, lengths, reliability, gates, two curves, learning
 
 
 def test_every_link_of_the_page_has_a_target(page):
@@ -193,6 +197,20 @@ def test_only_changed_settings_are_listed():
 
 def test_a_curve_of_one_step_can_be_drawn():
     assert "<svg" in plots.curve_figure([{"step": 0, "loss": 0.7}])
+
+
+def test_auc_against_training_samples_is_that_of_the_first_epochs_stretches():
+    points = [(10, 20, 11), (10, 20, 13), (6, 0, 0), (10, 40, 30), (10, 10, 8)]
+    steps = [
+        {"epoch": epoch, "labels": labels, "pairs": pairs, "pairs_in_order": in_order}
+        for epoch in (0, 1) for labels, pairs, in_order in points
+    ]
+    assert learning_curve(steps, points=3) == [
+        {"labels": 10.0, "pairs": 40, "auc": 0.6},      # steps 0 and 1: 0 to 20 labels
+        {"labels": 28.0, "pairs": 40, "auc": 0.75},     # steps 2 and 3: 20 to 36
+        {"labels": 41.0, "pairs": 10, "auc": 0.8},      # step 4: 36 to 46
+    ]
+    assert learning_curve(steps[2:3]) == learning_curve(steps[5:]) == []
 
 
 def test_a_negative_last_term_is_subtracted():

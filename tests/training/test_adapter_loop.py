@@ -23,7 +23,7 @@ from engine.models.base import load_base_model
 from engine.models.personalized import PersonalizedLLM
 from engine.stages.trainer import fit
 from engine.training.adapter_examples import read_examples
-from engine.training.adapter_loop import BatchPlan, adapter_loop
+from engine.training.adapter_loop import BatchPlan, adapter_loop, pair_facts
 from engine.training.session import Session
 from engine.types import GateInput, Window
 from tests.tiny_llama import tiny_base
@@ -117,6 +117,8 @@ def test_loss_falls_and_gates_start_to_differ(reference: Any) -> None:
     assert curve[-1]["loss"] < curve[0]["loss"] - 0.02
     assert curve[-1]["gate_variation"] > 0
     assert [point["step"] for point in curve] == list(range(6))
+    assert [point["epoch"] for point in curve] == [0, 0, 0, 1, 1, 1]
+    assert all(0 <= point["pairs_in_order"] <= point["pairs"] for point in curve)
 
 
 class DyingSession:
@@ -158,7 +160,7 @@ def test_two_workers_killed_and_started_again_learn_what_one_learns_uninterrupte
     assert flag.read_text() == "died"
     curve, bank = train(settings, tmp_path / "run", loop=dying_loop, workers=2)
     assert [point["step"] for point in curve] == list(range(6))
-    for name in ("loss", "tokens"):
+    for name in ("loss", "tokens", "labels", "pairs"):
         expected = [point[name] for point in reference[0]]
         assert [point[name] for point in curve] == pytest.approx(expected, rel=1e-5), name
     assert_same(bank, reference[1], 1e-4)
@@ -186,7 +188,7 @@ def test_training_leaves_the_base_weights_equal_bit_for_bit(
     for _ in range(2):      # gates have no gradient before B has moved
         batch = pack([e.prompt for e in examples[:4]], pad_id=model.pad_id)
         labels = torch.from_numpy(label_matrix(examples[:4]))
-        losses, _ = model(batch, stack_states([e.crm for e in examples[:4]]), labels_BM=labels)
+        *_, losses = model(batch, stack_states([e.crm for e in examples[:4]]), labels_BM=labels)
         optimizer.zero_grad()
         losses[batch.is_candidate_BM].mean().backward()
         optimizer.step()
@@ -195,6 +197,12 @@ def test_training_leaves_the_base_weights_equal_bit_for_bit(
         assert any(torch.equal(parameter, p) for p in kept if p.shape == parameter.shape), name
     assert len(before) == len(frozen)
     assert all(not torch.equal(start[name], p) for name, p in trained.items() if "b1" not in name)
+
+
+def test_pairs_in_order_are_counted_and_ties_count_half() -> None:
+    labels, logits = np.array([1.0, 0.0, 0.0, 1.0]), np.array([0.3, 0.1, 0.5, 0.5])
+    assert pair_facts(labels, logits) == {"pairs": 4.0, "pairs_in_order": 2.5}
+    assert pair_facts(np.ones(3), np.zeros(3)) == {"pairs": 0.0, "pairs_in_order": 0.0}
 
 
 def test_micro_batches_share_out_a_global_batch() -> None:
