@@ -18,6 +18,7 @@ import yaml
 
 from engine.config import EngineConfig, load_config
 from engine.errors import EngineError
+from jobs.exit_code import exit_code
 
 SERVE_CONFIG = "serve_configs/local.yaml"
 START_TIMEOUT_S = 300
@@ -29,12 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train on a sample, serve it and ask.")
     parser.add_argument("--config", default="jobs/configs/demo.yaml", help="YAML file of settings")
     options = parser.parse_args(arguments)
-    try:
-        demonstrate(load_config(options.config))
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: demonstrate(load_config(options.config)))
 
 
 def demonstrate(config: EngineConfig) -> None:

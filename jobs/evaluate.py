@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.config import at_home
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError
+from jobs.exit_code import exit_code
 from jobs.recommend import read_serve_config
 
 
@@ -41,12 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="runs/evaluation", help="folder or URI to fill")
     parser.add_argument("--json", help="file or URI for a copy of report.json")
     options = parser.parse_args(arguments)
-    try:
-        run(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(run, options)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from engine.config import ServingConfig
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError
+from jobs.exit_code import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,13 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-cache", default=defaults.model_cache, help="folder of base models")
     parser.add_argument("--out", required=True, help="folder to write")
     options = parser.parse_args(arguments)
-    try:
-        export(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"adapter: {options.out}")
-    return 0
+    return exit_code(export, options)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -68,6 +63,7 @@ def export(options: argparse.Namespace) -> None:
         [stored_history(release, events)], [release.profiles.of(options.user)], [np.array([item])]
     )[0]
     export_adapter(model, model.gates(output)[-1], options.out, model_path(base))
+    print(f"adapter: {options.out}")
 
 
 if __name__ == "__main__":

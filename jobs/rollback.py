@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from jobs.exit_code import exit_code
 from jobs.promote import add_options, run
 
 
@@ -14,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Roll back; return the exit code."""
     parser = argparse.ArgumentParser(description="Make the previous release live again.")
     add_options(parser)
-    return run(parser.parse_args(arguments), None)
+    return exit_code(run, parser.parse_args(arguments), None)
 
 
 if __name__ == "__main__":

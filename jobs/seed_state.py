@@ -12,10 +12,11 @@ from engine import storage
 from engine.artifacts import open_artifact
 from engine.config import ServingConfig, load_config
 from engine.data.schema import histories_of
-from engine.errors import ArtifactError, EngineError
+from engine.errors import ArtifactError
 from engine.releases.registry import Registry
 from engine.state.database import open_database
 from engine.state.histories import PastEvent, seed
+from jobs.exit_code import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,14 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument("--histories", help="folder or URI of a histories artifact")
     parser.add_argument("--database", default=ServingConfig().database_url, help="SQLAlchemy URL")
     options = parser.parse_args(arguments)
-    try:
-        histories = options.histories or histories_of_live(options.config)
-        events = seed_histories(histories, options.database)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(run, options)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Seed the database and say what it holds."""
+    histories = options.histories or histories_of_live(options.config)
+    events = seed_histories(histories, options.database)
     print(f"{events} events of {histories} are in the database")
-    return 0
 
 
 def histories_of_live(config_file: str) -> str:

@@ -15,7 +15,7 @@ import yaml
 
 from engine.artifacts import Artifact
 from engine.config import EngineConfig, load_config
-from engine.errors import EngineError
+from jobs.exit_code import exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="one setting by its dotted name, e.g. run.seed=3 (repeatable)",
     )
     options = parser.parse_args(arguments)
-    try:
-        outcome = run(load_config(options.config, read_settings(options.set)))
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    describe(outcome)
-    return 0
+    return exit_code(
+        lambda: describe(run(load_config(options.config, read_settings(options.set))))
+    )
 
 
 def read_settings(pairs: Sequence[str]) -> dict[str, object]:
