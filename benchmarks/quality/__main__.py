@@ -110,12 +110,15 @@ def compare(bench: Any, out: Path) -> None:
     """Write the paired differences of all rows whose files and scores are there."""
     from benchmarks.quality.comparison import Comparison, Sheet
 
+    events_I = bench.ground.training_events()
     sheets: dict[str, list[Sheet]] = {}
     for name, seed in units(bench.plan, bench.plan.rows):
         path = out / f"{name}-{seed}.json"
         trained = bench.find(json.loads(path.read_text())["artifacts"]) if path.exists() else None
         if trained is not None:
-            sheets.setdefault(name, []).append(Sheet(trained.scores, trained.fitted()))
+            sheets.setdefault(name, []).append(
+                Sheet(trained.scores, trained.fitted(), events_I)
+            )
     config = bench.config
     found = Comparison(
         sheets, num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed

@@ -1,6 +1,7 @@
 """Scores of several rows on the same test rows -> paired differences, seeds averaged.
 
 A row in candidate scope scored fewer users: the two are then compared where both have a score.
+What a row adds to the CRM is also shown by length of history and by the item's training events.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,9 @@ from engine.metrics import ctr
 from engine.metrics.ctr import Rows
 from engine.metrics.estimates import Estimate, differences
 from engine.models.fusion import Fusion
-from engine.stages.comparison import as_json, model_logits
+from engine.stages.comparison import HISTORY_LENGTHS, as_json, model_logits
 from engine.stages.score_rows import read_sample, sample_keys
-from engine.types import Window
+from engine.types import IntArray, Window
 
 Column = tuple[str, str]
 """Row and model, e.g. ("bank-user", "llm")."""
@@ -25,16 +26,25 @@ RIVALS = ("lora-8", "lora-64", "lora-equal", "bank-uniform")
 METRICS = ("auc", "gauc", "log_loss")
 BASE = "bank-user"
 """The row whose scores hold what does not depend on a row: CRM, popularity, zero-shot."""
+SLICES = {
+    **{f"history {name}": ("history_length", *ends) for name, ends in HISTORY_LENGTHS.items()},
+    "items without an event in training": ("item_events", 0, 1),
+    "items with 1 to 19": ("item_events", 1, 20),
+    "items with 20 and over": ("item_events", 20, 2**31),
+}
+"""Name -> column of a sheet, lowest value, first value beyond it."""
 
 
 class Sheet:
     """The logits of one row, one table for each seed, by slate and slot."""
 
-    def __init__(self, scores: Artifact, fusion: Fusion) -> None:
+    def __init__(self, scores: Artifact, fusion: Fusion, events_I: IntArray) -> None:
+        """`events_I`: training events by item index [items + 1]."""
         sample = read_sample(scores, Window.TEST)
+        keys = sample_keys(scores, Window.TEST)
         self.table = pd.DataFrame({
-            **sample_keys(scores, Window.TEST), "label": sample.rows.labels_N,
-            **model_logits(sample, fusion),
+            **keys, "label": sample.rows.labels_N, "history_length": sample.history_lengths,
+            "item_events": events_I[np.array(keys["item"])], **model_logits(sample, fusion),
         }).set_index(["slate_id", "slot"])
 
 
@@ -46,7 +56,10 @@ class Comparison:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return each pair with its rows, users, seeds and the intervals of the difference."""
-        return [self.compare(first, second) for first, second in self.pairs()]
+        return [
+            {**self.compare(first, second), **self._slices(first, second)}
+            for first, second in self.pairs()
+        ]
 
     def pairs(self) -> Iterator[tuple[Column, Column]]:
         """Yield what is worth comparing among the rows that are done."""
@@ -64,11 +77,29 @@ class Comparison:
             if ROWS[name].is_routed and "lora-64" in self.sheets:
                 yield (name, "fused"), ("lora-64", "fused")
 
-    def compare(self, first: Column, second: Column) -> dict[str, Any]:
-        """Return the paired difference of two columns, each averaged over its seeds."""
-        shared = self.sheets[first[0]][0].table.index.intersection(
-            self.sheets[second[0]][0].table.index
-        ).sort_values()
+    def _slices(self, first: Column, second: Column) -> dict[str, Any]:
+        """Return the differences by slice of what a row adds to the CRM; of other pairs, nothing.
+        """
+        if second[1] != "crm_calibrated":
+            return {}
+        table = self.sheets[first[0]][0].table
+        inside = {
+            name: table.index[table[column].between(low, high, inclusive="left")]
+            for name, (column, low, high) in SLICES.items()
+        }
+        return {"slices": {
+            name: self.compare(first, second, index) for name, index in inside.items() if len(index)
+        }}
+
+    def compare(
+        self, first: Column, second: Column, within: pd.Index | None = None
+    ) -> dict[str, Any]:
+        """Return the paired difference of two columns, each averaged over its seeds.
+
+        `within`: slates and slots of the rows to look at; all that both have, if None.
+        """
+        index = self.sheets[first[0]][0].table.index if within is None else within
+        shared = index.intersection(self.sheets[second[0]][0].table.index).sort_values()
         table = self.sheets[first[0]][0].table.loc[shared]
         rows = Rows.of(table["user_id"].to_numpy(), table["label"].to_numpy())
         one, other = self._measure(first, shared, rows), self._measure(second, shared, rows)

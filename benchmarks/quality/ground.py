@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
+from engine.models.popularity import FILE as POPULARITY
+from engine.models.popularity import Popularity
 from engine.stages.crm import CRMInputs, score_crm, train_crm
 from engine.stages.histories import build_histories
 from engine.stages.interactions import import_data
 from engine.stages.items import embed_items
 from engine.stages.popularity import count_popularity
 from engine.stages.slates import build_slates
-from engine.types import Window
+from engine.types import IntArray, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class Ground:
         return CRMInputs(
             self.config, self.histories.uri, self.slates.uri, self.item_text.uri
         )
+
+    def training_events(self) -> IntArray:
+        """Return the events of the training window by item index [items + 1]."""
+        return Popularity.load(self.popularity.path(POPULARITY)).events
 
     def states(self, *, in_sample: bool = False, seed: int | None = None) -> States:
         """Return the CRM trained on [start, T0), or with the bank's rows on [start, T1)."""

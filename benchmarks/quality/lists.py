@@ -25,8 +25,6 @@ from engine.data.schema import histories_of, part_name
 from engine.metrics import ranking
 from engine.metrics.estimates import Estimate, differences
 from engine.metrics.ranking import DEPTH, Queries
-from engine.models.popularity import FILE as POPULARITY
-from engine.models.popularity import Popularity
 from engine.releases.registry import Registry
 from engine.stages.comparison import as_json
 from engine.stages.evaluation import evaluate
@@ -236,7 +234,7 @@ class Lists:
 
     @cached_property
     def _events_I(self) -> IntArray:
-        return Popularity.load(self.ground.popularity.path(POPULARITY)).events
+        return self.ground.training_events()
 
     @property
     def _num_items(self) -> int:

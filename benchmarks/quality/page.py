@@ -175,6 +175,23 @@ class DataSet:
             for each in self.comparisons
         ])
 
+    def slices_table(self) -> str:
+        """Return what each row adds to the CRM, by slice: the difference in AUC."""
+        found = [each for each in self.comparisons if each.get("slices")]
+        names = list(dict.fromkeys(name for each in found for name in each["slices"]))
+        sizes = {
+            name: next(f"{each['slices'][name]['num_rows']:,}" for each in found
+                       if name in each["slices"])
+            for name in names
+        }
+        head = ("slice", "rows", *(each["first"].removesuffix("/fused") for each in found))
+        return _table(head, [
+            (name, sizes[name], *(
+                _interval(each["slices"][name]["difference"]["auc"], "+")
+                if name in each["slices"] else "" for each in found
+            )) for name in names
+        ]) if found else ""
+
     def learning_table(self) -> str:
         """Return AUC against training samples: each quarter of training, answered beforehand."""
         head = ("row", "seeds", "first quarter of the labels", "second", "third", "last")

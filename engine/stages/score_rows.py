@@ -78,14 +78,14 @@ def sample_slates(scores: Artifact, window: Window) -> dict[str, str]:
 
 
 def sample_keys(scores: Artifact, window: Window) -> dict[str, Sequence[Any]]:
-    """Return user_id, slate_id and slot of each row of `read_sample`, in its order."""
-    table = _sample_table(scores, window, ["slate_id", "llm_logit"])
+    """Return user_id, slate_id, slot and item of each row of `read_sample`, in its order."""
+    table = _sample_table(scores, window, ["slate_id", "item", "llm_logit"])
     slots, seen = [], Counter[str]()
     for slate_id in table["slate_id"].to_pylist():
         slots.append(seen[slate_id])
         seen[slate_id] += 1
-    return {"user_id": table["user_id"].to_pylist(), "slate_id": table["slate_id"].to_pylist(),
-            "slot": slots}
+    names = "user_id", "slate_id", "item"
+    return {"slot": slots, **{name: table[name].to_pylist() for name in names}}
 
 
 def _tables(scores: Artifact, columns: list[str]) -> Iterator[pa.Table]:

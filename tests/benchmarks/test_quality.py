@@ -9,11 +9,14 @@ from benchmarks.quality.comparison import Comparison, Sheet, mean
 from benchmarks.quality.plan import read_plan
 from benchmarks.quality.rows import ROWS
 from engine.errors import ConfigError
+from engine.metrics.ctr import auc
 from engine.metrics.estimates import Estimate
 from engine.models.fusion import IDENTITY, Fusion
 from tests.synthetic_scores import make_scores
 
 REPO = Path(__file__).resolve().parents[2]
+EVENTS = np.concatenate([[0], np.repeat([0, 7, 40], [4, 6, 10])])
+"""Training events by item of the synthetic scores."""
 FUSION = Fusion(0.5, 1.0, 0.0, IDENTITY, IDENTITY)
 
 
@@ -55,7 +58,8 @@ def test_seeds_are_averaged_draw_by_draw() -> None:
 
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory: pytest.TempPathFactory) -> Sheet:
-    return Sheet(make_scores(str(tmp_path_factory.mktemp("scores"))), FUSION)
+    scores = make_scores(str(tmp_path_factory.mktemp("scores")))
+    return Sheet(scores, FUSION, EVENTS)
 
 
 def test_a_row_differs_from_itself_by_nothing_and_from_noise_by_much(sheet: Sheet) -> None:
@@ -69,6 +73,20 @@ def test_a_row_differs_from_itself_by_nothing_and_from_noise_by_much(sheet: Shee
         assert interval == pytest.approx({"value": 0, "low": 0, "high": 0})
     assert found["bank-user/llm", "bank-user/zero_shot"]["difference"]["auc"]["low"] > 0.1
     assert ("bank-user/llm", "bank-user/shuffled") in found
+
+
+def test_what_a_row_adds_to_the_crm_is_split_by_slices_that_part_the_rows(sheet: Sheet) -> None:
+    comparison = Comparison({"bank-user": [sheet]}, num_draws=50, seed=1)
+    [added] = [each for each in comparison.to_json() if each["first"] == "bank-user/fused"]
+    sizes = {name: each["num_rows"] for name, each in added["slices"].items()}
+    for part in ("history ", "items "):
+        assert sum(n for name, n in sizes.items() if name.startswith(part)) == added["num_rows"]
+    table = sheet.table
+    cold = table[EVENTS[table["item"]] == 0]
+    assert sizes["items without an event in training"] == len(cold) > 0
+    expected = auc(cold["label"], cold["fused"]) - auc(cold["label"], cold["crm_calibrated"])
+    found = added["slices"]["items without an event in training"]["difference"]["auc"]
+    assert found["value"] == pytest.approx(expected)
 
 
 def test_rows_that_scored_other_users_are_compared_where_both_did(sheet: Sheet) -> None:
