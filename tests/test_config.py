@@ -94,6 +94,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"crm": {"batch_size": 510}}, r"crm\.lanes 4", r"crm\.batch_size 510"),
     ({"adapters": {"num_workers": 3}}, r"adapters\.num_workers 3", r"adapters\.batch_slates 8"),
     ({"prompt": {"scope": "candidate"}, "bank": {"gate": "hybrid"}}, r"bank\.gate", "hybrid"),
+    ({"adapters": {"loss": "pairs"}, "prompt": {"scope": "candidate"}}, r"adapters\.loss", "slate"),
     ({"adapters": {"learn": "residuals", "loss": "vocabulary"}}, r"adapters\.learn", "vocabulary"),
     ({"run": None}, "run", "got None"),
     ({"run": 3}, "run", "got 3"),

@@ -57,6 +57,10 @@ ROWS: Mapping[str, Row] = {
         "bank, user gates, trained on the CRM's residuals", {"adapters.learn": "residuals"},
         references=("shuffled",),
     ),
+    "bank-pairs": Row(
+        "bank, user gates, trained on the order within slates beside the CRM's",
+        {"adapters.loss": "pairs", "adapters.learn": "residuals"}, references=("shuffled",),
+    ),
     "bank-product": Row(
         "bank, user gates, product of sums", {"bank.mixing": "product_of_sums"},
         references=("shuffled",),

@@ -51,6 +51,22 @@ def stack_states(outputs: Sequence[CRMOutput], device: torch.device | str = "cpu
     return States(torch.from_numpy(user_BD).to(device), torch.from_numpy(target_BMD).to(device))
 
 
+def pair_losses(logits_BM: Tensor, labels_BM: Tensor, is_candidate_BM: Tensor) -> Tensor:
+    """Return each candidate's mean loss over those of its slate that have the other label, [B, M].
+
+    The loss of a pair is -log sigmoid(positive's logit - negative's) (BPR, arXiv 1205.2618): what
+    raises a whole slate, as a generous user does, is not learned. 0 without such a pair.
+    """
+    signs_BM = 2 * labels_BM - 1
+    margins_BMM = signs_BM[:, :, None] * (logits_BM[:, :, None] - logits_BM[:, None, :])
+    is_pair_BMM = (
+        (labels_BM[:, :, None] != labels_BM[:, None, :])
+        & is_candidate_BM[:, :, None] & is_candidate_BM[:, None, :]
+    )
+    losses_BMM = F.softplus(-margins_BMM) * is_pair_BMM
+    return losses_BMM.sum(-1) / is_pair_BMM.sum(-1).clamp_min(1)
+
+
 class PersonalizedLLM(nn.Module):
     """A frozen language model whose attention follows each user's mix of the bank."""
 
@@ -136,25 +152,29 @@ class PersonalizedLLM(nn.Module):
         batch: PackedBatch,
         states: States,
         labels_BM: Tensor | None = None,
-        over_vocabulary: bool = False,
+        loss: str = "answers",
         offsets_BM: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits [B, M], mixing weights [B, P, G, N] and, with labels, losses [B, M].
 
-        `offsets_BM` are logits of another model that stand in the loss beside this one's own.
+        `loss`: see `adapters.loss`. `offsets_BM` are logits of another model that stand in the loss
+        beside this one's own.
         """
         weights_BPGN = self.weights(states)
         answer_BMD = self.answer_states(batch, self.segment_gates(weights_BPGN, batch))
         logits_BM = self.logits(answer_BMD)
-        losses_BM = None
-        if labels_BM is not None and over_vocabulary:
-            losses_BM = self.vocabulary_losses(answer_BMD, labels_BM)
-        elif labels_BM is not None:
-            both_BM = logits_BM if offsets_BM is None else logits_BM + offsets_BM
+        if labels_BM is None:
+            return logits_BM, weights_BPGN, None
+        both_BM = logits_BM if offsets_BM is None else logits_BM + offsets_BM
+        if loss == "vocabulary":
+            losses_BM = self._vocabulary_losses(answer_BMD, labels_BM)
+        elif loss == "pairs":
+            losses_BM = pair_losses(both_BM, labels_BM, batch.is_candidate_BM)
+        else:
             losses_BM = F.binary_cross_entropy_with_logits(both_BM, labels_BM, reduction="none")
         return logits_BM, weights_BPGN, losses_BM
 
-    def vocabulary_losses(self, answer_BMD: Tensor, labels_BM: Tensor) -> Tensor:
+    def _vocabulary_losses(self, answer_BMD: Tensor, labels_BM: Tensor) -> Tensor:
         """Return the cross-entropy of each answer's token over the whole vocabulary, [B, M]."""
         logits_BMV = self.base.get_output_embeddings()(answer_BMD).float()
         answers = torch.tensor(

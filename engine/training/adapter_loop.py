@@ -160,8 +160,7 @@ def train_step(
         if config.adapters.learn == "residuals":
             offsets_BM = torch.from_numpy(crm_logit_matrix(examples)).to(model.device)
         logits_BM, weights_BPGN, losses_BM = engine(
-            batch, states, labels_BM=labels_BM, offsets_BM=offsets_BM,
-            over_vocabulary=config.adapters.loss == "vocabulary",
+            batch, states, labels_BM=labels_BM, offsets_BM=offsets_BM, loss=config.adapters.loss,
         )
         loss = losses_BM[batch.is_candidate_BM].sum()
         engine.backward(share_of_global_mean(

@@ -13,7 +13,7 @@ from engine.errors import ArtifactError
 from engine.models.base import load_base_model
 from engine.models.lora import Gates
 from engine.models.packing import pack
-from engine.models.personalized import PersonalizedLLM, stack_states
+from engine.models.personalized import PersonalizedLLM, pair_losses, stack_states
 from engine.types import CRMOutput, FloatArray, GateInput, MixingMode, SlatePrompt
 from tests.tiny_llama import tiny_base
 
@@ -269,8 +269,32 @@ def test_the_two_answer_loss_is_the_cross_entropy_of_the_two_logits(base_folder:
     pair = torch.stack([torch.zeros_like(logits), logits], dim=-1).flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(pair, labels.long().flatten(), reduction="none")
     assert torch.allclose(losses.flatten(), expected)
-    whole = model(batch, states, labels_BM=labels, over_vocabulary=True)[-1]
+    whole = model(batch, states, labels_BM=labels, loss="vocabulary")[-1]
     assert (whole > losses).all()       # the vocabulary has more ways to be wrong
+
+
+def test_the_loss_of_pairs_is_that_of_a_loop_over_them(base_folder: Path) -> None:
+    model = make_model(base_folder)
+    batch = pack([make_prompt(1), make_prompt(2)], pad_id=model.pad_id)
+    states = stack_states([make_output(1), make_output(2)])
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])     # the second: nothing to order
+    logits, _, losses = model(batch, states, labels_BM=labels, loss="pairs")
+    log_odds = torch.nn.functional.logsigmoid
+    first, middle, last = (float(logit) for logit in logits[0].detach())
+    pairs = -log_odds(torch.tensor([first - middle, last - middle]))
+    assert losses.shape == labels.shape
+    assert torch.allclose(losses[0], torch.stack([pairs[0], pairs.mean(), pairs[1]]))
+    assert (losses[1] == 0).all()
+    shifted = model(batch, states, labels_BM=labels, loss="pairs",
+                    offsets_BM=torch.tensor([[3.0] * 3, [-1.0] * 3]))[-1]
+    assert torch.allclose(shifted, losses, atol=1e-6)             # a generous user changes nothing
+
+
+def test_padding_is_no_partner_of_a_pair() -> None:
+    logits, labels = torch.tensor([[0.5, -0.5, 9.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    present = torch.tensor([[True, True, False]])
+    loss = float(torch.nn.functional.softplus(torch.tensor(-1.0)))
+    assert pair_losses(logits, labels, present).tolist() == [pytest.approx([loss, loss, 0.0])]
 
 
 def test_an_offset_leaves_only_what_it_does_not_explain_to_learn(base_folder: Path) -> None:
