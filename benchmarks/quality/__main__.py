@@ -102,7 +102,8 @@ def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any
     for model in ("llm", "fused"):
         found = row["test"]["models"][model]
         print(f"{name:<20} seed {seed} {model:<6}", *(
-            f"{metric} {found[metric]['value']:.4f}" for metric in ("auc", "gauc", "log_loss")
+            f"{metric} {found[metric]['value']:.4f}"
+            for metric in ("auc", "gauc", "slate_gauc", "log_loss")
         ), flush=True)
 
 

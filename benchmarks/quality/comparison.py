@@ -23,7 +23,7 @@ from engine.types import IntArray, Window
 Column = tuple[str, str]
 """Row and model, e.g. ("bank-user", "llm")."""
 RIVALS = ("lora-8", "lora-64", "lora-equal", "bank-uniform")
-METRICS = ("auc", "gauc", "log_loss")
+METRICS = ("auc", "gauc", "slate_gauc", "log_loss")
 BASE = "bank-user"
 """The row whose scores hold what does not depend on a row: CRM, popularity, zero-shot."""
 SLICES = {
@@ -101,7 +101,8 @@ class Comparison:
         index = self.sheets[first[0]][0].table.index if within is None else within
         shared = index.intersection(self.sheets[second[0]][0].table.index).sort_values()
         table = self.sheets[first[0]][0].table.loc[shared]
-        rows = Rows.of(table["user_id"].to_numpy(), table["label"].to_numpy())
+        slates = shared.get_level_values("slate_id").to_numpy()
+        rows = Rows.of(table["user_id"].to_numpy(), table["label"].to_numpy(), slates)
         one, other = self._measure(first, shared, rows), self._measure(second, shared, rows)
         return {
             "first": "/".join(first), "second": "/".join(second),

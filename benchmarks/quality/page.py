@@ -27,6 +27,7 @@ LISTS = {
     "history": "items of the history", "item-cf": "item-based CF (implicit)",
     "sasrec": "SASRec (RecTools)",
 }
+METRICS = ("auc", "gauc", "slate_gauc", "log_loss")
 Json = dict[str, Any]
 
 
@@ -138,7 +139,8 @@ class DataSet:
     def rows_table(self) -> str:
         """Return cost and metrics of each trained row on the test sample, seeds averaged."""
         head = ("row", "seeds", "weights, bank + gates", "tokens", "labels", "AUC", "per-user AUC",
-                "log loss", "fused AUC", "fused per-user AUC")
+                "AUC within a slate", "log loss", "fused AUC", "fused per-user AUC",
+                "fused AUC within a slate")
         lines = []
         for name, runs in self.rows.items():
             size, cost = runs[0]["trainable_parameters"], runs[0]["training"]
@@ -146,8 +148,8 @@ class DataSet:
                 ROWS[name].title, str(len(runs)),
                 f"{size['bank']:,} + {size['gates']:,}" if size["gates"] else f"{size['bank']:,}",
                 f"{cost['tokens']:,}", f"{cost['labels']:,}",
-                *(_of_seeds(runs, "llm", metric) for metric in ("auc", "gauc", "log_loss")),
-                *(_of_seeds(runs, "fused", metric) for metric in ("auc", "gauc")),
+                *(_of_seeds(runs, "llm", metric) for metric in METRICS),
+                *(_of_seeds(runs, "fused", metric) for metric in METRICS[:3]),
             ))
         return _table(head, lines + self._base_lines())
 
@@ -160,18 +162,18 @@ class DataSet:
                  "crm_calibrated": "CRM, calibrated", "popularity": "popularity"}
         return [
             (title, "", "", "", "",
-             *(_of_seeds(runs, model, metric) for metric in ("auc", "gauc", "log_loss")), "", "")
+             *(_of_seeds(runs, model, metric) for metric in METRICS), "", "", "")
             for model, title in names.items()
         ]
 
     def comparisons_table(self) -> str:
         """Return every paired difference with its interval; bold where it excludes zero."""
-        head = ("first", "second", "users", "rows", "seeds", "AUC", "per-user AUC", "log loss")
+        head = ("first", "second", "users", "rows", "seeds", "AUC", "per-user AUC",
+                "AUC within a slate", "log loss")
         return _table(head, [
             (each["first"], each["second"], str(each["num_users"]), f"{each['num_rows']:,}",
              " / ".join(map(str, each["seeds"])),
-             *(_interval(each["difference"][metric], "+")
-               for metric in ("auc", "gauc", "log_loss")))
+             *(_interval(each["difference"].get(metric), "+") for metric in METRICS))
             for each in self.comparisons
         ])
 
@@ -205,16 +207,17 @@ class DataSet:
 
     def references_table(self) -> str:
         """Return the rows without a language model, on all test rows."""
-        head = ("row", "seeds", "weights", "AUC", "per-user AUC", "log loss",
-                "our CRM minus it, AUC")
+        head = ("row", "seeds", "weights", "AUC", "per-user AUC", "AUC within a slate", "log loss",
+                "our CRM minus it, AUC", "per-user AUC", "AUC within a slate")
         lines = []
         for name, row in self.references.items():
             weights = row["cost"].get("parameters")
             loss = "" if name == "popularity" else _interval(row["test"]["log_loss"])
             lines.append((
                 row["title"], str(row["seeds"]), f"{weights:,}" if weights else "",
-                _interval(row["test"]["auc"]), _interval(row["test"]["gauc"]), loss,
-                "" if name == "crm-whole" else _interval(row["crm-whole - this"]["auc"], "+"),
+                *(_interval(row["test"][metric]) for metric in METRICS[:3]), loss,
+                *("" if name == "crm-whole" else _interval(row["crm-whole - this"][metric], "+")
+                  for metric in METRICS[:3]),
             ))
         return _table(head, lines)
 

@@ -101,12 +101,13 @@ class References:
 
     @cached_property
     def rows(self) -> Rows:
-        """Return users and labels of the test rows, in the order of ctr_rows."""
-        users, labels = zip(*(
-            ([user_id] * sum(map(len, user.labels)), np.concatenate(user.labels))
+        """Return users, slates and labels of the test rows, in the order of ctr_rows."""
+        users, slates, labels = zip(*(
+            ([user_id] * len(of_slate), [slate_id] * len(of_slate), of_slate)
             for _, user_id, user in self._slates()
+            for slate_id, of_slate in zip(user.slate_ids, user.labels, strict=True)
         ), strict=True)
-        return Rows.of(np.concatenate(users), np.concatenate(labels))
+        return Rows.of(*map(np.concatenate, (users, labels, slates)))
 
     def _slates(self) -> Iterator[tuple[int, str, Any]]:
         inputs = self.ground.crm_inputs()

@@ -8,6 +8,7 @@ DataError: a model that yields it has no metric.
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
 from engine.errors import DataError
@@ -20,8 +21,9 @@ from engine.metrics.estimates import (
 )
 from engine.types import FloatArray, IntArray
 
-METRICS = ("auc", "gauc", "gauc_mean", "log_loss", "accuracy", "ece")
-"""gauc weights a user's AUC by rows, gauc_mean does not; ece: expected calibration error."""
+METRICS = ("auc", "gauc", "gauc_mean", "slate_gauc", "log_loss", "accuracy", "ece")
+"""gauc weights a user's AUC by rows, gauc_mean does not; slate_gauc is the AUC within a slate, by
+rows: what one request ranks, at one moment. ece: expected calibration error."""
 
 LOWER_IS_BETTER = frozenset({"log_loss", "ece"})
 CALIBRATION_BINS = 15
@@ -35,12 +37,22 @@ class Rows:
     """0 to num_users - 1; every user has a row."""
     labels_N: IntArray
     num_users: int
+    slates_N: IntArray | None = None
+    """0 and up; all rows of a slate are one user's. None: slate_gauc is not defined."""
 
     @staticmethod
-    def of(users: IntArray, labels: IntArray) -> "Rows":
-        """Build from any user codes or ids (text works too)."""
+    def of(users: IntArray, labels: IntArray, slates: IntArray | None = None) -> "Rows":
+        """Build from any codes or ids of users and slates (text works too)."""
         found, codes = np.unique(users, return_inverse=True)
-        return Rows(codes.astype(np.int64), np.asarray(labels).astype(np.int8), len(found))
+        slates_N = None if slates is None else np.unique(slates, return_inverse=True)[1]
+        return Rows(
+            codes.astype(np.int64), np.asarray(labels).astype(np.int8), len(found), slates_N
+        )
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> "Rows":
+        """Return the rows under a boolean mask."""
+        slates = None if self.slates_N is None else self.slates_N[kept]
+        return Rows.of(self.users_N[kept], self.labels_N[kept], slates)
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -79,19 +91,26 @@ def accuracy(labels_N: IntArray, logits_N: FloatArray) -> float:
 
 def user_aucs(rows: Rows, logits_N: FloatArray) -> FloatArray:
     """Return each user's AUC [U]; NaN for a user with one label only. Ties count half."""
-    order = np.lexsort((logits_N, rows.users_N))
-    users, logits = rows.users_N[order], logits_N[order]
-    labels = rows.labels_N[order].astype(np.float64)
-    first_of_tie = np.ones(len(users), bool)
-    first_of_tie[1:] = (users[1:] != users[:-1]) | (logits[1:] != logits[:-1])
+    return group_aucs(rows.users_N, rows.num_users, rows.labels_N, logits_N)
+
+
+def group_aucs(
+    groups_N: IntArray, num_groups: int, labels_N: IntArray, logits_N: FloatArray
+) -> FloatArray:
+    """Return the AUC within each group [num_groups]; NaN where it has one label only."""
+    order = np.lexsort((logits_N, groups_N))
+    groups, logits = groups_N[order], logits_N[order]
+    labels = labels_N[order].astype(np.float64)
+    first_of_tie = np.ones(len(groups), bool)
+    first_of_tie[1:] = (groups[1:] != groups[:-1]) | (logits[1:] != logits[:-1])
     ties = np.cumsum(first_of_tie) - 1
     starts = np.flatnonzero(first_of_tie)
-    sizes = np.diff(np.append(starts, len(users)))
-    user_starts = np.searchsorted(users, np.arange(rows.num_users))
-    ranks_N = (starts + (sizes + 1) / 2)[ties] - user_starts[users]
-    positives = np.bincount(users, labels, rows.num_users)
-    negatives = np.bincount(users, 1 - labels, rows.num_users)
-    rank_sums = np.bincount(users, ranks_N * labels, rows.num_users)
+    sizes = np.diff(np.append(starts, len(groups)))
+    group_starts = np.searchsorted(groups, np.arange(num_groups))
+    ranks_N = (starts + (sizes + 1) / 2)[ties] - group_starts[groups]
+    positives = np.bincount(groups, labels, num_groups)
+    negatives = np.bincount(groups, 1 - labels, num_groups)
+    rank_sums = np.bincount(groups, ranks_N * labels, num_groups)
     pairs = positives * negatives
     wins = rank_sums - positives * (positives + 1) / 2
     return ratio(wins, pairs)
@@ -183,7 +202,7 @@ class UserSums:
         self._sums_UK = np.stack([
             sizes, np.bincount(users, row_losses(rows.labels_N, logits_N), count),
             np.bincount(users, right, count),
-            aucs * sizes, ranked * sizes, aucs, ranked,
+            aucs * sizes, ranked * sizes, aucs, ranked, *slate_sums(rows, logits_N),
         ], axis=1)
         cells = users * CALIBRATION_BINS + calibration_bins(logits_N)
         gaps = np.bincount(
@@ -193,13 +212,33 @@ class UserSums:
 
     def __call__(self, weights_DU: FloatArray) -> dict[str, FloatArray]:
         """Return each metric of each draw [D]."""
-        size, loss, right, auc_rows, rows, auc_users, users = (weights_DU @ self._sums_UK).T
+        size, loss, right, auc_rows, rows, auc_users, users, auc_slates, slate_rows = (
+            weights_DU @ self._sums_UK
+        ).T
         gaps_DC = np.abs(weights_DU @ self._gaps_UC)
         return {
             "gauc": ratio(auc_rows, rows), "gauc_mean": ratio(auc_users, users),
+            "slate_gauc": ratio(auc_slates, slate_rows),
             "log_loss": ratio(loss, size), "accuracy": ratio(right, size),
             "ece": ratio(gaps_DC.sum(axis=1), size),
         }
+
+
+def slate_sums(rows: Rows, logits_N: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return for each user [U] the sum of rows * AUC over slates with both labels, and the rows."""
+    if rows.slates_N is None:
+        return np.zeros(rows.num_users), np.zeros(rows.num_users)
+    sizes_S = np.bincount(rows.slates_N)
+    owners_S = np.zeros(len(sizes_S), np.int64)
+    owners_S[rows.slates_N] = rows.users_N
+    aucs_S = group_aucs(rows.slates_N, len(sizes_S), rows.labels_N, logits_N)
+    ranked_S = np.where(np.isnan(aucs_S), 0.0, sizes_S)
+    in_order_S = np.nan_to_num(aucs_S) * ranked_S
+    in_order_U, ranked_U = (
+        np.bincount(owners_S, each, rows.num_users).astype(np.float64)
+        for each in (in_order_S, ranked_S)
+    )
+    return in_order_U, ranked_U
 
 
 def measure(

@@ -22,6 +22,7 @@ from engine.metrics.ctr import Rows
 from engine.types import FeedbackKind, FloatArray, IntArray, Window
 
 ALL_COLUMNS = ("popularity", "crm_row_logit", "crm_logit")
+_KEYS = ("user_id", "slate_id", "label", "kind", "history_length")
 SAMPLE_COLUMNS = (*ALL_COLUMNS, "llm_logit", "zero_shot_logit", "shuffled_logit")
 
 
@@ -40,7 +41,7 @@ class ScoreRows:
     def where(self, kept: npt.NDArray[np.bool_]) -> "ScoreRows":
         """Return the rows under a boolean mask."""
         return ScoreRows(
-            Rows.of(self.rows.users_N[kept], self.rows.labels_N[kept]), self.kinds[kept],
+            self.rows.where(kept), self.kinds[kept],
             self.history_lengths[kept], {name: each[kept] for name, each in self.scores.items()},
             int(kept.sum()),
         )
@@ -57,7 +58,7 @@ def read_all(scores: Artifact, window: Window, *, max_rows: int) -> ScoreRows:
         for table in _tables(scores, ["window"])
     )
     share = min(1.0, max_rows / max(1, total))
-    names = ["user_id", "window", "label", "kind", "history_length", *ALL_COLUMNS]
+    names = [*_KEYS, "window", *ALL_COLUMNS]
     kept = []
     for table in _tables(scores, names):
         table = table.filter(pc.equal(table["window"], int(window)))
@@ -67,19 +68,19 @@ def read_all(scores: Artifact, window: Window, *, max_rows: int) -> ScoreRows:
 
 def read_sample(scores: Artifact, window: Window) -> ScoreRows:
     """Return the rows of a window that the language model scored."""
-    table = _sample_table(scores, window, ["label", "kind", "history_length", *SAMPLE_COLUMNS])
+    table = _sample_table(scores, window, [*_KEYS, *SAMPLE_COLUMNS])
     return _rows(table, window, SAMPLE_COLUMNS, table.num_rows)
 
 
 def sample_slates(scores: Artifact, window: Window) -> dict[str, str]:
     """Return the user of each slate that the language model scored, in order of appearance."""
-    table = _sample_table(scores, window, ["slate_id", "llm_logit"])
+    table = _sample_table(scores, window, ["user_id", "slate_id", "llm_logit"])
     return dict(zip(table["slate_id"].to_pylist(), table["user_id"].to_pylist(), strict=True))
 
 
 def sample_keys(scores: Artifact, window: Window) -> dict[str, Sequence[Any]]:
     """Return user_id, slate_id, slot and item of each row of `read_sample`, in its order."""
-    table = _sample_table(scores, window, ["slate_id", "item", "llm_logit"])
+    table = _sample_table(scores, window, ["user_id", "slate_id", "item", "llm_logit"])
     slots, seen = [], Counter[str]()
     for slate_id in table["slate_id"].to_pylist():
         slots.append(seen[slate_id])
@@ -95,7 +96,7 @@ def _tables(scores: Artifact, columns: list[str]) -> Iterator[pa.Table]:
 
 def _sample_table(scores: Artifact, window: Window, columns: Sequence[str]) -> pa.Table:
     kept = []
-    for table in _tables(scores, ["user_id", "window", *columns]):
+    for table in _tables(scores, ["window", *columns]):
         wanted = pc.and_(pc.equal(table["window"], int(window)), pc.is_valid(table["llm_logit"]))
         kept.append(table.filter(wanted))
     return pa.concat_tables(kept)
@@ -118,10 +119,13 @@ def _rows(table: pa.Table, window: Window, columns: Sequence[str], total: int) -
 
 
 def rows_of(table: pa.Table, columns: Sequence[str], total: int) -> ScoreRows:
-    """Return the rows of a table of user_id, label, kind, history_length and scores."""
-    users = pc.dictionary_encode(table["user_id"].combine_chunks())
+    """Return the rows of a table of user_id, slate_id, label, kind, history_length and scores."""
+    users, slates = (
+        pc.dictionary_encode(table[name].combine_chunks()).indices.to_numpy()
+        for name in ("user_id", "slate_id")
+    )
     full = [name for name in columns if not table[name].null_count]
     return ScoreRows(
-        Rows.of(users.indices.to_numpy(), table["label"].to_numpy()), table["kind"].to_numpy(),
+        Rows.of(users, table["label"].to_numpy(), slates), table["kind"].to_numpy(),
         table["history_length"].to_numpy(), {name: table[name].to_numpy() for name in full}, total,
     )

@@ -17,7 +17,8 @@ def sample(seed: int, rows: int = 200, users: int = 12, ties: bool = True):
     codes = np.concatenate([np.arange(users), rng.integers(users, size=rows - users)])
     labels = rng.integers(2, size=rows)
     logits = rng.normal(size=rows) + 0.7 * labels
-    return Rows.of(codes, labels), np.round(logits, 1) if ties else logits
+    slates = 3 * codes + np.arange(rows) % 3
+    return Rows.of(codes, labels, slates), np.round(logits, 1) if ties else logits
 
 
 def test_auc_counts_ordered_pairs_and_half_of_the_ties():
@@ -55,6 +56,7 @@ def test_measured_values_equal_the_plain_functions():
     rows, logits = sample(7)
     measured = ctr.measure(rows, logits, num_draws=100, seed=0)
     plain = {
+        "slate_gauc": ctr.gauc(Rows.of(rows.slates_N, rows.labels_N), logits),
         "auc": ctr.auc(rows.labels_N, logits),
         "gauc": ctr.gauc(rows, logits),
         "gauc_mean": ctr.gauc(rows, logits, weighted=False),
@@ -83,6 +85,20 @@ def test_gauc_weighs_users_by_their_rows_and_leaves_out_users_of_one_label():
     rows = Rows.of(users, labels)
     assert ctr.gauc(rows, logits) == pytest.approx((2 * 1 + 4 / 3) / 6)
     assert ctr.gauc(rows, logits, weighted=False) == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_within_a_slate_a_generous_moment_is_worth_nothing():
+    users, slates = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2, 2])
+    labels = np.array([1, 1, 1, 0, 0, 1])
+    rows = Rows.of(users, labels, slates)
+    logits = np.array([9.0, 9.0, 0.1, 0.2, -5.0, -4.0])     # knows the moment, not the items
+    measured = ctr.measure(rows, logits, num_draws=10, seed=0)
+    assert measured["gauc"].value == pytest.approx((4 * 2 / 3 + 2 * 1) / 6)
+    assert measured["slate_gauc"].value == pytest.approx((2 * 0 + 2 * 1) / 4)
+    later = ctr.measure(rows, logits + 3.0 * (slates == 1), num_draws=10, seed=0)
+    assert later["slate_gauc"].value == measured["slate_gauc"].value
+    assert ctr.measure(Rows.of(users, labels), logits, num_draws=10, seed=0)[
+        "slate_gauc"].interval() is None
 
 
 def test_log_loss_stays_finite_at_huge_logits():
@@ -189,10 +205,10 @@ def test_interval_leaves_out_draws_without_a_value():
 def test_auc_is_free_of_row_order_and_of_increasing_maps(seed, slope, shift):
     rows, logits = sample(seed, rows=60, users=5)
     order = np.random.default_rng(seed).permutation(60)
-    mixed = Rows(rows.users_N[order], rows.labels_N[order], rows.num_users)
+    mixed = Rows.of(rows.users_N[order], rows.labels_N[order], rows.slates_N[order])
     one = ctr.measure(rows, logits, num_draws=10, seed=1)
     two = ctr.measure(mixed, (logits * slope + shift)[order], num_draws=10, seed=1)
-    for name in ("auc", "gauc", "gauc_mean"):
+    for name in ("auc", "gauc", "gauc_mean", "slate_gauc"):
         assert one[name].value == pytest.approx(two[name].value, nan_ok=True)
         assert one[name].draws_D == pytest.approx(two[name].draws_D, nan_ok=True)
 
