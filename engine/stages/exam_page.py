@@ -37,7 +37,7 @@ def _release(part: Mapping[str, Any]) -> dict[str, Any]:
         "lengths": plots.history_length_figure(_buckets(tables)),
     }
     if part["learning"]:
-        figures["learning"] = plots.learning_figure({part["release_id"]: part["learning"]})
+        figures["learning"] = plots.learning_figure(part["learning"])
     if part["gates"]:
         figures["gates"] = plots.gates_figure(part["gates_heat_map"], part["gates"])
     return {

@@ -86,17 +86,14 @@ def _curve(panel: Axes, curve: Sequence[Mapping[str, float]], name: str, colour:
     panel.plot(steps, smooth, color=colour, lw=1.6, label=name.replace("_", " "))
 
 
-def learning_figure(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def learning_figure(points: Sequence[Mapping[str, float]]) -> str:
     """Draw the language model's AUC against the training labels that it had learned."""
     with mpl.rc_context(STYLE):
         figure, (panel,) = _panels(1, (5.4, 2.9))
-        for name, points in curves.items():
-            panel.plot([point["labels"] for point in points],
-                       [point["auc"] for point in points], "o-", ms=4, lw=1.2, label=name)
+        panel.plot([point["labels"] for point in points], [point["auc"] for point in points], "o-",
+                   ms=4, lw=1.2, color=COLOURS["llm"])
         panel.axhline(0.5, color="#999999", lw=1, ls=":")
         panel.set(xlabel="training labels learned before", ylabel="AUC on the next ones", xlim=0)
-        if len(curves) > 1:
-            panel.legend(fontsize=8)
         return _svg(figure)
 
 

@@ -121,7 +121,7 @@ def _figures(report: Mapping[str, Any]) -> dict[str, str]:
         "history_lengths": plots.history_length_figure(evaluation["history_lengths"]),
     }
     if report["learning"]:
-        figures["learning"] = plots.learning_figure({"bank": report["learning"]})
+        figures["learning"] = plots.learning_figure(report["learning"])
     if evaluation["gates"]:
         figures["gates"] = plots.gates_figure(evaluation["gates_heat_map"], evaluation["gates"])
     return figures

@@ -123,7 +123,7 @@ def test_batching_order_packing_and_padding_stay_within_the_tolerance(
         for p, g in zip(PROMPTS, gates, strict=True)
     ]
     left = pack(PROMPTS, pad_id=low.pad_id, side="left")
-    padded, _ = low(left, stack_states([make_output(seed) for seed in range(4)]))
+    padded, *_ = low(left, stack_states([make_output(seed) for seed in range(4)]))
     for other in (alone, backwards, singles, list(padded.numpy())):
         assert furthest(batch, other) < TOLERANCE
 
