@@ -133,6 +133,7 @@ class DataSet:
         path = folder / "comparisons.json"
         self.comparisons: list[Json] = json.loads(path.read_text()) if path.exists() else []
 
+        self.tries = [_read(path) for path in sorted((folder / "tuning").glob("*.json"))]
         path = folder / "lists.json"
         self.lists: Json | None = _read(path) if path.exists() else None
 
@@ -205,6 +206,22 @@ class DataSet:
                 lines.append((ROWS[name].title, str(len(curves)), *(f"{q:.4f}" for q in quarters)))
         return _table(head, lines) if lines else ""
 
+    def tuning_table(self) -> str:
+        """Return what was tried on validation, and what stands beside it there."""
+        titles = {"crm": "CRM, slate history", "popularity": "popularity",
+                  "vectors": "linear model on item vectors, same labels",
+                  "rates": "item's rate, same labels"}
+        lines = [
+            (each["row"], f"{each['rate']:g}",
+             ", ".join(f"{name}={value}" for name, value in each["settings"].items()),
+             f"{each['steps']:,}", *_validation(each, "llm"))
+            for each in self.tries
+        ]
+        lines += [(title, "", "", "", *_validation(self.tries[0], model))
+                  for model, title in titles.items()]
+        return _table(("row", "rate", "settings", "steps", "AUC", "per-user AUC",
+                       "AUC within a slate"), lines)
+
     def references_table(self) -> str:
         """Return the rows without a language model, on all test rows."""
         head = ("row", "seeds", "weights", "AUC", "per-user AUC", "AUC within a slate", "log loss",
@@ -244,7 +261,9 @@ class DataSet:
         """Return the command and commit of each file."""
         runs = [run for found in self.rows.values() for run in found]
         runs += [*self.references.values(), *([self.lists] if self.lists else [])]
-        seen = {(run["command"], run["commit"]): [] for run in runs}
+        seen: dict[tuple[str, str], list[str]] = {
+            (run["command"], run["commit"]): [] for run in runs
+        }
         for run in runs:
             name = f"{run['row']}-{run['seed']}" if run["row"] in ROWS else run["row"]
             seen[run["command"], run["commit"]].append(name)
@@ -272,6 +291,10 @@ def _quarters(curve: Sequence[Mapping[str, float]]) -> list[float]:
     """Return the AUC of each quarter of a learning curve, by pairs."""
     parts = np.array_split([[each["auc"], each["pairs"]] for each in curve], 4)
     return [float(np.average(part[:, 0], weights=part[:, 1])) for part in parts]
+
+
+def _validation(tried: Json, model: str) -> list[str]:
+    return [_interval(tried["validation"][model][metric]) for metric in METRICS[:3]]
 
 
 def _of_seeds(runs: Sequence[Json], model: str, metric: str) -> str:

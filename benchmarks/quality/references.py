@@ -154,7 +154,7 @@ class References:
         return export_rows(ground, self._whole, examples)
 
     @cached_property
-    def _validation_labels(self) -> FloatArray:
+    def _validation_labels(self) -> IntArray:
         """Return the labels of the exported validation rows; the test rows must be the scores'."""
         validation, test = (
             storage.read_tensors(storage.join(self._exported.folder, f"{name}.safetensors"))
@@ -162,7 +162,8 @@ class References:
         )
         if not np.array_equal(test, self.rows.labels_N):
             raise AssertionError("the exported rows are not those of the scores")
-        return validation
+        labels_N: IntArray = validation.astype(np.int64)
+        return labels_N
 
     def _settings(self) -> list[dict[str, Any]]:
         return [dict(zip(GRIDS, values, strict=True)) for values in product(*GRIDS.values())]

@@ -76,12 +76,17 @@ class Bench:
         """Return the validation AUC of each rate with the first seed."""
         found = {}
         for rate in self.plan.rates:
-            config, prompts, states = self.inputs(name, rate)
-            bank = self._bank(config, prompts, states, self.plan.seeds[0])
-            scores = self._scores(config, prompts, states, bank, (Window.VALIDATION,))
-            sample = read_sample(scores, Window.VALIDATION)
+            sample = read_sample(self.validate(name, rate)[2], Window.VALIDATION)
             found[rate] = ctr.auc(sample.rows.labels_N, sample.scores["llm_logit"])
         return found
+
+    def validate(
+        self, name: str, rate: float, changes: Mapping[str, Any] | None = None
+    ) -> tuple[Artifact, Artifact, Artifact]:
+        """Train with the first seed; return prompts, bank and the scores of validation alone."""
+        config, prompts, states = self.inputs(name, rate, changes)
+        bank = self._bank(config, prompts, states, self.plan.seeds[0])
+        return prompts, bank, self._scores(config, prompts, states, bank, (Window.VALIDATION,))
 
     def _train(self, name: str, seed: int, rate: float) -> Trained:
         config, prompts, states = self.inputs(name, rate)
@@ -105,10 +110,15 @@ class Bench:
             windows=windows,
         )
 
-    def inputs(self, name: str, rate: float = 1.0) -> tuple[EngineConfig, Artifact, States]:
-        """Return a row's configuration, prompts, and the CRM behind its gates."""
+    def inputs(
+        self, name: str, rate: float = 1.0, changes: Mapping[str, Any] | None = None
+    ) -> tuple[EngineConfig, Artifact, States]:
+        """Return a row's configuration, prompts, and the CRM behind its gates.
+
+        `changes` are settings by their dotted names, beside those of the row.
+        """
         row = ROWS[name]
-        more: dict[str, Any] = {}
+        more = dict(changes or {})
         if row.equal_size:
             rank = self._equal_rank()
             more |= {"bank.rank": rank, "bank.alpha": 2.0 * rank}
@@ -141,7 +151,7 @@ class Bench:
         facts = self.train("bank-user", self.plan.seeds[0]).bank.facts
         bank = self.config.bank
         per_rank = facts["bank_parameters"] / (bank.rank * bank.num_adapters)
-        return round((facts["bank_parameters"] + facts["gate_parameters"]) / per_rank)
+        return int(round((facts["bank_parameters"] + facts["gate_parameters"]) / per_rank))
 
 
 def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.quality.comparison import Comparison, Sheet, mean
 from benchmarks.quality.plan import read_plan
+from benchmarks.quality.probe import Probe
 from benchmarks.quality.rows import ROWS
 from engine.errors import ConfigError
 from engine.metrics.ctr import auc
@@ -87,6 +88,20 @@ def test_what_a_row_adds_to_the_crm_is_split_by_slices_that_part_the_rows(sheet:
     expected = auc(cold["label"], cold["fused"]) - auc(cold["label"], cold["crm_calibrated"])
     found = added["slices"]["items without an event in training"]["difference"]["auc"]
     assert found["value"] == pytest.approx(expected)
+
+
+def test_a_probe_learns_the_order_within_slates_and_not_who_is_generous() -> None:
+    vectors = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    probe = Probe(
+        items_N=np.array([1, 2, 1, 2, 3, 3, 3]), labels_N=np.array([1, 0, 1, 0, 1, 1, 1]),
+        slates_N=np.array([0, 0, 1, 1, 2, 2, 2]), vectors_ID=vectors,
+    )
+    scores = probe.by_vectors()
+    assert scores[1] > 0 > scores[2] == pytest.approx(-scores[1])
+    assert scores[3] == pytest.approx(0, abs=1e-6)      # its slate has one label only
+    mean = 5 / 7
+    expected = [mean, (2 + 5 * mean) / 7, 5 * mean / 7, (3 + 5 * mean) / 8]
+    assert probe.by_rates() == pytest.approx(expected)
 
 
 def test_rows_that_scored_other_users_are_compared_where_both_did(sheet: Sheet) -> None:
