@@ -151,7 +151,8 @@ class Bench:
         facts = self.train("bank-user", self.plan.seeds[0]).bank.facts
         bank = self.config.bank
         per_rank = facts["bank_parameters"] / (bank.rank * bank.num_adapters)
-        return int(round((facts["bank_parameters"] + facts["gate_parameters"]) / per_rank))
+        rank: int = round((facts["bank_parameters"] + facts["gate_parameters"]) / per_rank)
+        return rank
 
 
 def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, Any]:
