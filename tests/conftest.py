@@ -48,7 +48,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(         # Ray workers import `engine
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
-hypothesis.settings.register_profile("suite")    # no test fails by the clock
+hypothesis.settings.register_profile("suite", deadline=None)    # no test fails by the clock
 hypothesis.settings.load_profile("suite")
 
 
