@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.config import at_home
 from engine.errors import ConfigError
+from engine.metrics.ctr import SHOWN
 from jobs.exit_code import exit_code
 from jobs.recommend import read_serve_config
 
@@ -125,7 +126,7 @@ def _model_lines(table: Mapping[str, Any]) -> list[str]:
     lines = [f"  {table['rows']}: {table['num_rows']:,} rows, {table['num_users']:,} users"]
     for model, values in table["models"].items():
         shown = "  ".join(f"{name} {format_interval(values[name])}"
-                          for name in ("auc", "gauc", "slate_gauc", "log_loss", "ece"))
+                          for name in (*SHOWN, "ece"))
         lines.append(f"    {model:<15} {shown}")
     return lines
 
@@ -148,7 +149,7 @@ def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
         for model in ("llm", "fused") if table["rows"] == "sample" else ("crm_calibrated",):
             values = table["models"][model]
             shown = "  ".join(f"{name} {format_interval(values[name], '+')}"
-                              for name in ("auc", "gauc", "slate_gauc", "log_loss"))
+                              for name in SHOWN)
             lines.append(f"    {table['rows'] + ', ' + table['slice']:<34} {model:<15} {shown}")
     for each in difference["rankings"]:
         if each["list"] == "full":

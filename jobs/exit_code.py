@@ -9,11 +9,13 @@ from engine.errors import EngineError
 P = ParamSpec("P")
 
 
-def exit_code(job: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
-    """Run a job; return its exit code. An EngineError is told in one line; any other is a bug."""
+def exit_code(job: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> int:
+    """Run a job; return its exit code, or the one that it returns itself.
+
+    An EngineError is told in one line; any other exception is a bug and passes.
+    """
     try:
-        job(*args, **kwargs)
+        return job(*args, **kwargs) or 0
     except EngineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0

@@ -32,7 +32,8 @@ def start_ray() -> str:
     address = ""
     if not ray.is_initialized():
         if "RAY_ADDRESS" not in os.environ:
-            os.environ.update({name: os.environ.get(name, OWN_RAY[name]) for name in OWN_RAY})
+            for name, value in OWN_RAY.items():
+                os.environ.setdefault(name, value)
         context = ray.init(logging_level=logging.WARNING, log_to_driver=False)
         address = f"http://{context.dashboard_url}"
     data = DataContext.get_current()

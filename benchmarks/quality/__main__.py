@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.plan import Plan, read_plan
-from engine.errors import EngineError
+from benchmarks.quality.plan import Plan, read_plan, results_folder
+from jobs.exit_code import exit_code
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="*", help="only these rows and references, or `lists`")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after")
     options = parser.parse_args(arguments)
-    out = Path(options.out or f"benchmarks/results/quality/{Path(options.plan).stem}")
-    try:
-        plan = read_plan(options.plan)
-        names = options.rows or [*plan.rows, *plan.references, "lists"]
-        return run(plan, out, names, options.minutes * 60)
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(run, options)
 
 
-def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
+def run(options: argparse.Namespace) -> int:
     """Train and write what is missing; return 0 if nothing is, 3 if time ran out."""
+    plan, out = read_plan(options.plan), results_folder(options.plan, options.out)
+    names = options.rows or [*plan.rows, *plan.references, "lists"]
     from benchmarks.quality.lists import Lists  # --help needs neither torch nor Ray
     from benchmarks.quality.training import Bench
     from benchmarks.race import circumstances, write_result
@@ -52,7 +47,7 @@ def run(plan: Plan, out: Path, names: Sequence[str], limit_s: float) -> int:
     configure_logging()
     logging.getLogger("benchmarks").setLevel(logging.INFO)
     start_ray()
-    end_s = time.monotonic() + limit_s
+    end_s = time.monotonic() + 60 * options.minutes
     source = {"command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
               **circumstances()}
     bench = Bench(plan)
@@ -91,6 +86,7 @@ def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any
     """Train a row, and write its file unless it is there."""
     from benchmarks.quality.training import describe
     from benchmarks.race import write_result
+    from engine.metrics.ctr import SHOWN
 
     trained = bench.train(name, seed)
     path = out / f"{name}-{seed}.json"
@@ -103,7 +99,7 @@ def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any
         found = row["test"]["models"][model]
         print(f"{name:<20} seed {seed} {model:<6}", *(
             f"{metric} {found[metric]['value']:.4f}"
-            for metric in ("auc", "gauc", "slate_gauc", "log_loss")
+            for metric in SHOWN
         ), flush=True)
 
 

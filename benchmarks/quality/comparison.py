@@ -23,7 +23,6 @@ from engine.types import IntArray, Window
 Column = tuple[str, str]
 """Row and model, e.g. ("bank-user", "llm")."""
 RIVALS = ("lora-8", "lora-64", "lora-equal", "bank-uniform")
-METRICS = ("auc", "gauc", "slate_gauc", "log_loss")
 BASE = "bank-user"
 """The row whose scores hold what does not depend on a row: CRM, popularity, zero-shot."""
 SLICES = {
@@ -110,7 +109,7 @@ class Comparison:
             "seeds": [len(self.sheets[first[0]]), len(self.sheets[second[0]])],
             "difference": {
                 name: as_json(each) for name, each in differences(one, other).items()
-                if name in METRICS
+                if name in ctr.SHOWN
             },
         }
 

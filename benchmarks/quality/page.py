@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.quality.plan import Plan, read_plan
 from benchmarks.quality.rows import ROWS
+from engine.metrics.ctr import SHOWN
 
 HERE = Path(__file__).parent
 RESULTS = Path("benchmarks/results/quality")
@@ -27,7 +28,6 @@ LISTS = {
     "history": "items of the history", "item-cf": "item-based CF (implicit)",
     "sasrec": "SASRec (RecTools)",
 }
-METRICS = ("auc", "gauc", "slate_gauc", "log_loss")
 Json = dict[str, Any]
 
 
@@ -149,8 +149,8 @@ class DataSet:
                 ROWS[name].title, str(len(runs)),
                 f"{size['bank']:,} + {size['gates']:,}" if size["gates"] else f"{size['bank']:,}",
                 f"{cost['tokens']:,}", f"{cost['labels']:,}",
-                *(_of_seeds(runs, "llm", metric) for metric in METRICS),
-                *(_of_seeds(runs, "fused", metric) for metric in METRICS[:3]),
+                *(_of_seeds(runs, "llm", metric) for metric in SHOWN),
+                *(_of_seeds(runs, "fused", metric) for metric in SHOWN[:3]),
             ))
         return _table(head, lines + self._base_lines())
 
@@ -163,7 +163,7 @@ class DataSet:
                  "crm_calibrated": "CRM, calibrated", "popularity": "popularity"}
         return [
             (title, "", "", "", "",
-             *(_of_seeds(runs, model, metric) for metric in METRICS), "", "", "")
+             *(_of_seeds(runs, model, metric) for metric in SHOWN), "", "", "")
             for model, title in names.items()
         ]
 
@@ -174,7 +174,7 @@ class DataSet:
         return _table(head, [
             (each["first"], each["second"], str(each["num_users"]), f"{each['num_rows']:,}",
              " / ".join(map(str, each["seeds"])),
-             *(_interval(each["difference"].get(metric), "+") for metric in METRICS))
+             *(_interval(each["difference"].get(metric), "+") for metric in SHOWN))
             for each in self.comparisons
         ])
 
@@ -232,9 +232,9 @@ class DataSet:
             loss = "" if name == "popularity" else _interval(row["test"]["log_loss"])
             lines.append((
                 row["title"], str(row["seeds"]), f"{weights:,}" if weights else "",
-                *(_interval(row["test"][metric]) for metric in METRICS[:3]), loss,
+                *(_interval(row["test"][metric]) for metric in SHOWN[:3]), loss,
                 *("" if name == "crm-whole" else _interval(row["crm-whole - this"][metric], "+")
-                  for metric in METRICS[:3]),
+                  for metric in SHOWN[:3]),
             ))
         return _table(head, lines)
 
@@ -294,7 +294,7 @@ def _quarters(curve: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def _validation(tried: Json, model: str) -> list[str]:
-    return [_interval(tried["validation"][model][metric]) for metric in METRICS[:3]]
+    return [_interval(tried["validation"][model][metric]) for metric in SHOWN[:3]]
 
 
 def _of_seeds(runs: Sequence[Json], model: str, metric: str) -> str:

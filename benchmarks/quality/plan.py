@@ -44,15 +44,21 @@ class Plan(Section):
     def row_config(
         self, row: Row, rate: float = 1.0, more: Mapping[str, Any] | None = None
     ) -> EngineConfig:
-        """Return a row's configuration; `rate` multiplies the learning rates."""
+        """Return a row's configuration; `rate` multiplies the learning rates, `more` wins over all.
+        """
         adapters = self.engine_config().adapters
         return load_config(self.config, {
             **self.overrides, **(self.candidate_overrides if row.in_candidate_scope else {}),
-            **row.settings, **(more or {}),
+            **row.settings,
             "adapters.learning_rate": adapters.learning_rate * rate,
             "adapters.gate_learning_rate": adapters.gate_learning_rate * rate,
-            "evaluation.references": list(row.references),
+            "evaluation.references": list(row.references), **(more or {}),
         })
+
+
+def results_folder(plan: str, out: str | None = None) -> Path:
+    """Return the folder of a plan's result files, named after its file unless `out` is given."""
+    return Path(out or f"benchmarks/results/quality/{Path(plan).stem}")
 
 
 def read_plan(path: str) -> Plan:

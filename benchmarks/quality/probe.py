@@ -78,9 +78,10 @@ class Probe:
 
     def _pairs(self) -> tuple[IntArray, IntArray]:
         """Return the places of every positive and negative of one slate."""
+        by_slate = np.argsort(self.slates_N, kind="stable")
+        ends = np.cumsum(np.bincount(self.slates_N))[:-1]
         pairs = [
-            pair for slate in range(int(self.slates_N.max()) + 1)
-            for places in [np.flatnonzero(self.slates_N == slate)]
+            pair for places in np.split(by_slate, ends)
             for pair in product(places[self.labels_N[places] == 1],
                                 places[self.labels_N[places] == 0])
         ]

@@ -12,10 +12,10 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.plan import read_plan
+from benchmarks.quality.plan import read_plan, results_folder
+from benchmarks.quality.rows import ROWS
 from engine import storage
 from jobs.exit_code import exit_code
 from jobs.train_reclora import read_settings
@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one try; return the exit code."""
     parser = argparse.ArgumentParser(description="Try settings of the bank's training.")
     parser.add_argument("--plan", required=True, help="YAML file of benchmarks/quality")
-    parser.add_argument("--row", default="bank-user", help="row of rows.py that is changed")
+    parser.add_argument("--row", default="bank-user", choices=ROWS, metavar="ROW",
+                        help="row of rows.py that is changed")
     parser.add_argument("--rate", type=float, default=1.0, help="multiple of the learning rates")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="one setting by its dotted name (repeatable)")
@@ -45,14 +46,14 @@ def run(options: argparse.Namespace) -> None:
     configure_logging()
     start_ray()
     found = measure(Bench(plan), options.row, options.rate, changes)
-    out = Path(options.out or f"benchmarks/results/quality/{Path(options.plan).stem}")
     digest = storage.sha256(json.dumps(tried, sort_keys=True).encode())[:12]
     command = " ".join(["python -m benchmarks.quality.tuning", *sys.argv[1:]])
-    path = out / "tuning" / f"{options.row}-{digest}.json"
-    write_result({"command": command, **circumstances(), **tried, **found}, path)
+    folder = results_folder(options.plan, options.out) / "tuning"
+    write_result({"command": command, **circumstances(), **tried, **found},
+                 folder / f"{options.row}-{digest}.json")
     for name, metrics in found["validation"].items():
         print(f"{name:<16}", *(f"{metric} {metrics[metric]['value']:.4f}"
-                               for metric in ("auc", "gauc", "slate_gauc")))
+                               for metric in metrics))
 
 
 def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> di
                 metric: as_json(each.interval()) for metric, each in ctr.measure(
                     sample.rows, values, num_draws=config.evaluation.bootstrap_draws,
                     seed=config.run.seed,
-                ).items() if metric in ("auc", "gauc", "slate_gauc")
+                ).items() if metric in ctr.SHOWN[:3]
             }
             for name, values in logits.items()
         },

@@ -104,7 +104,6 @@ def _facts(config: EngineConfig, folder: str, curve: list[dict[str, float]]) -> 
         "scope": config.prompt.scope.value, "steps": len(curve),
         "bank_parameters": sum(n for name, n in sizes.items() if name.startswith("bank.")),
         "gate_parameters": sum(n for name, n in sizes.items() if not name.startswith("bank.")),
-        "training_labels": int(sum(point["labels"] for point in curve)),
         "training_tokens": int(sum(point["tokens"] for point in curve)),
         "final_loss": sum(point["loss"] for point in last) / len(last),
     }

@@ -67,9 +67,10 @@ def release_files(parts: Parts) -> dict[str, str]:
     }
     for name in ("crm.safetensors", "crm.json", "users.parquet"):
         files[f"crm/{name}"] = parts.crm.path(name)
-    for name in ("bank.safetensors", "bank.json", LEARNING):
-        if name != LEARNING or storage.exists(parts.bank.path(name)):   # an older bank has none
-            files[f"bank/{name}"] = parts.bank.path(name)
+    for name in ("bank.safetensors", "bank.json"):
+        files[f"bank/{name}"] = parts.bank.path(name)
+    if storage.exists(parts.bank.path(LEARNING)):       # an older bank has none
+        files[f"bank/{LEARNING}"] = parts.bank.path(LEARNING)
     return files
 
 
