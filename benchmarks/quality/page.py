@@ -238,6 +238,13 @@ class DataSet:
             ))
         return _table(head, lines)
 
+    def text_table(self) -> str:
+        """Return what a linear model of the item texts adds to the CRM."""
+        added = self.references["crm-text"]["this - crm"]
+        return _table(("difference", "AUC", "per-user AUC", "AUC within a slate", "log loss"), [
+            ("with item texts - CRM", *(_interval(added[metric], "+") for metric in SHOWN)),
+        ])
+
     def lists_table(self) -> str:
         """Return the metrics of the top-k lists."""
         metrics = ("ndcg@10", "recall@10", "recall@50", "recall@200", "mrr", "novelty@10")

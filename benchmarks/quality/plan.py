@@ -11,7 +11,7 @@ from benchmarks.quality.rows import ROWS, Row
 from engine.config import EngineConfig, Section, load_config
 from engine.errors import ConfigError
 
-REFERENCES = ("popularity", "crm", "crm-whole", "din", "sim")
+REFERENCES = ("popularity", "crm", "crm-text", "crm-whole", "din", "sim")
 
 
 class Plan(Section):
@@ -33,7 +33,7 @@ class Plan(Section):
     rows: tuple[str, ...]
     """Names of rows.ROWS, in the order of their training."""
     references: tuple[str, ...] = ()
-    """Rows without a language model: names of REFERENCES."""
+    """Rows without training of a language model: names of REFERENCES."""
     lists: str | None = None
     """Row whose top-k lists are measured beside those of other libraries, with the first seed."""
 

@@ -1,4 +1,4 @@
-"""Rows without a language model, on every test row: popularity, our CRM, FuxiCTR's DIN and SIM.
+"""Rows without training of a language model, on every test row: popularity, CRM, DIN and SIM.
 
 Each row is scored with the history strictly before it. Peers read the rows, the features and the
 history that our CRM reads (ctr_rows.py), try the settings of GRIDS, and validation chooses.
@@ -18,8 +18,8 @@ from benchmarks.peers.environment import run_script
 from benchmarks.quality.comparison import mean_of_seeds
 from benchmarks.quality.ctr_rows import CTRRows, export_rows
 from benchmarks.quality.ground import Ground, States
+from benchmarks.quality.item_text import read_row_logits, text_logits
 from engine import storage
-from engine.data.schema import part_name
 from engine.metrics import ctr
 from engine.metrics.ctr import Rows
 from engine.metrics.estimates import Estimate, differences
@@ -31,6 +31,7 @@ from engine.types import FloatArray, IntArray, Window
 
 TITLES = {
     "popularity": "popularity", "crm": "our CRM, out of time",
+    "crm-text": "our CRM, out of time, and a linear model of item texts",
     "crm-whole": "our CRM, whole training window", "din": "FuxiCTR DIN", "sim": "FuxiCTR SIM",
 }
 WHOLE = Window.CRM, Window.BANK
@@ -72,6 +73,7 @@ class References:
                 metric: as_json(each)
                 for metric, each in differences(self._measured_whole, measured).items()
             },
+            **({"this - crm": self._added(measured)} if name == "crm-text" else {}),
             "cost": dict(answers[0].cost), "tuning": self._tuning(name),
         }
 
@@ -81,7 +83,7 @@ class References:
             return [Answer(self._popularity(), {})]
         if name in PEERS:
             return [self._peer(name, self._best(name), seed)["test"] for seed in self.seeds]
-        return [self._crm(seed, whole=name == "crm-whole") for seed in self.seeds]
+        return [self._crm(seed, name) for seed in self.seeds]
 
     def _mean(self, answers: Sequence[Answer]) -> dict[str, Estimate]:
         """Return each metric's mean over seeds; popularity orders rows, so only its AUCs count."""
@@ -122,18 +124,24 @@ class References:
         ])
         return scores[items]
 
-    def _crm(self, seed: int, *, whole: bool) -> Answer:
-        states = self.ground.states(in_sample=whole, seed=seed)
-        found: dict[str, Any] = {}
-        for partition in self.ground.crm_inputs().partitions():
-            table = storage.read_table(
-                states.scores.path(part_name("scores", partition)), ["slate_id", "row_logits"]
-            )
-            found |= dict(zip(table["slate_id"].to_pylist(), table["row_logits"].to_pylist(),
-                              strict=True))
-        logits = [found[slate_id] for _, _, user in self._slates() for slate_id in user.slate_ids]
+    def _added(self, measured: Mapping[str, Estimate]) -> dict[str, Any]:
+        """Return the paired differences to the out-of-time CRM."""
+        crm = self._mean(self.answers("crm"))
+        return {metric: as_json(each) for metric, each in differences(measured, crm).items()}
+
+    def _crm(self, seed: int, name: str) -> Answer:
+        states = self.ground.states(in_sample=name == "crm-whole", seed=seed)
+        if name == "crm-text":
+            logits_N = text_logits(self.ground, states)
+        else:
+            found: dict[str, Any] = {}
+            for partition in self.ground.crm_inputs().partitions():
+                found |= read_row_logits(states, partition)
+            logits_N = np.concatenate([
+                found[slate_id] for _, _, user in self._slates() for slate_id in user.slate_ids
+            ])
         facts = states.crm.facts
-        return Answer(np.concatenate(logits), {
+        return Answer(logits_N, {
             "rows": facts["rows"], "parameters": facts["parameters"],
             "wall_s": states.crm.manifest()["seconds"], "epochs": self.ground.config.crm.epochs,
         })

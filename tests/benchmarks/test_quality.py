@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.comparison import Comparison, Sheet, mean
+from benchmarks.quality.item_text import TextRows, fit
 from benchmarks.quality.plan import read_plan
 from benchmarks.quality.probe import Probe
 from benchmarks.quality.rows import ROWS
@@ -102,6 +103,21 @@ def test_a_probe_learns_the_order_within_slates_and_not_who_is_generous() -> Non
     mean = 5 / 7
     expected = [mean, (2 + 5 * mean) / 7, 5 * mean / 7, (3 + 5 * mean) / 8]
     assert probe.by_rates() == pytest.approx(expected)
+
+
+def test_texts_add_to_the_crm_what_it_does_not_know_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    crm_N, text_ND = rng.normal(size=6000), rng.normal(size=(6000, 4))
+    for weight, gain in ((0.0, 0.0), (1.0, 0.08)):
+        chances_N = 1 / (1 + np.exp(-crm_N - weight * text_ND[:, 0]))
+        labels_N = (rng.random(6000) < chances_N).astype(np.int64)
+        parts = [
+            TextRows(np.column_stack([crm_N, text_ND])[part], labels_N[part])
+            for part in (slice(0, 2000), slice(2000, 4000), slice(4000, 6000))
+        ]
+        logits_N = fit(parts[0], parts[1]).decision_function(parts[2].features_NF)
+        added = auc(parts[2].labels_N, logits_N) - auc(parts[2].labels_N, crm_N[4000:])
+        assert added == pytest.approx(gain, abs=0.03)
 
 
 def test_rows_that_scored_other_users_are_compared_where_both_did(sheet: Sheet) -> None:
