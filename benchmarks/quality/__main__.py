@@ -78,7 +78,7 @@ def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield rows and seeds: every row once before any row twice."""
     for seed in plan.seeds:
         for name in plan.rows:
-            if name in names:
+            if name in names and (seed == plan.seeds[0] or name not in plan.once):
                 yield name, seed
 
 

@@ -32,6 +32,8 @@ class Plan(Section):
     """Initial weights and batch orders of each row; the sample stays the same."""
     rows: tuple[str, ...]
     """Names of rows.ROWS, in the order of their training."""
+    once: tuple[str, ...] = ()
+    """Those of them that train with the first seed alone."""
     references: tuple[str, ...] = ()
     """Rows without training of a language model: names of REFERENCES."""
     lists: str | None = None
@@ -70,6 +72,9 @@ def read_plan(path: str) -> Plan:
     unknown = [name for name in plan.rows if name not in ROWS]
     if unknown:
         raise ConfigError(f"plan {path!r} names rows {unknown}; there are {sorted(ROWS)}")
+    unknown = [name for name in plan.once if name not in plan.rows]
+    if unknown:
+        raise ConfigError(f"plan {path!r} trains {unknown} once; its rows are {list(plan.rows)}")
     unknown = [name for name in plan.references if name not in REFERENCES]
     if unknown:
         raise ConfigError(f"plan {path!r} names references {unknown}; there are {REFERENCES}")

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.quality.__main__ import units
 from benchmarks.quality.comparison import Comparison, Sheet, mean
 from benchmarks.quality.item_text import TextRows, fit
-from benchmarks.quality.plan import read_plan
+from benchmarks.quality.plan import Plan, read_plan
 from benchmarks.quality.probe import Probe
 from benchmarks.quality.rows import ROWS
 from engine.errors import ConfigError
@@ -43,6 +44,7 @@ def test_every_row_of_every_plan_is_a_valid_configuration(
 @pytest.mark.parametrize(("text", "message"), [
     ("title: x", "config"),
     ("{title: x, config: y, rows: [bank-none]}", "bank-none"),
+    ("{title: x, config: y, rows: [lora-8], once: [lora-64]}", "lora-64"),
     ("[", "plan"),
 ])
 def test_a_wrong_plan_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
@@ -50,6 +52,14 @@ def test_a_wrong_plan_is_an_error_that_names_it(tmp_path: Path, text: str, messa
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_plan(str(path))
+
+
+def test_every_row_is_trained_before_any_row_twice() -> None:
+    plan = Plan(title="x", config="y", seeds=(1, 2), rows=("lora-8", "lora-64", "bank-user"),
+                once=("lora-64",))
+    assert list(units(plan, ["lora-64", "lora-8"])) == [
+        ("lora-8", 1), ("lora-64", 1), ("lora-8", 2)
+    ]
 
 
 def test_seeds_are_averaged_draw_by_draw() -> None:
