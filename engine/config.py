@@ -293,10 +293,10 @@ class AdapterTrainingConfig(Section):
     """AdamW weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
-    loss: Literal["answers", "vocabulary", "pairs"] = Field(default="answers")
+    loss: Literal["answers", "vocabulary", "pairs", "joint"] = Field(default="answers")
     """`answers`: cross-entropy on the two answer logits. `vocabulary`: over all tokens. `pairs`:
     on the difference of logits of a positive and a negative of the same slate, so only the order
-    within a slate is learned."""
+    within a slate is learned. `joint`: `answers` + `pairs`."""
     learn: Literal["labels", "residuals"] = Field(default="labels")
     """`labels`: the language model's logit alone fits the label. `residuals`: the sum of it and the
     CRM's logit does, so it learns what the CRM does not know; its own logit is no opinion then."""
@@ -403,9 +403,13 @@ class EngineConfig(Section):
                 f"adapters.batch_slates {self.adapters.batch_slates}"
             )
         if self.adapters.learn == "residuals" and self.adapters.loss == "vocabulary":
-            raise ValueError("adapters.learn 'residuals' needs adapters.loss 'answers' or 'pairs'")
-        if self.prompt.scope is HistoryScope.CANDIDATE and self.adapters.loss == "pairs":
-            raise ValueError("adapters.loss 'pairs' orders a slate; prompt.scope must be 'slate'")
+            raise ValueError(
+                "adapters.learn 'residuals' needs adapters.loss 'answers', 'pairs' or 'joint'"
+            )
+        if self.prompt.scope is HistoryScope.CANDIDATE and self.adapters.loss in ("pairs", "joint"):
+            raise ValueError(
+                f"adapters.loss {self.adapters.loss!r} orders a slate; prompt.scope must be 'slate'"
+            )
         if self.prompt.scope is HistoryScope.CANDIDATE and self.bank.gate is GateInput.HYBRID:
             raise ValueError("bank.gate 'hybrid' shares a prefix; prompt.scope must be 'slate'")
         for name in (*self.prompt.history_fields, *self.prompt.candidate_fields):

@@ -95,6 +95,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"adapters": {"num_workers": 3}}, r"adapters\.num_workers 3", r"adapters\.batch_slates 8"),
     ({"prompt": {"scope": "candidate"}, "bank": {"gate": "hybrid"}}, r"bank\.gate", "hybrid"),
     ({"adapters": {"loss": "pairs"}, "prompt": {"scope": "candidate"}}, r"adapters\.loss", "slate"),
+    ({"adapters": {"loss": "joint"}, "prompt": {"scope": "candidate"}}, r"adapters\.loss", "joint"),
     ({"adapters": {"learn": "residuals", "loss": "vocabulary"}}, r"adapters\.learn", "vocabulary"),
     ({"run": None}, "run", "got None"),
     ({"run": 3}, "run", "got 3"),

@@ -42,7 +42,7 @@ class Row:
 
 
 _ONE = {"bank.num_adapters": 1}
-_PAPER = {"bank.gate": "target", "prompt.scope": "candidate"}
+_PAPER = {"bank.gate": "target", "prompt.scope": "candidate", "adapters.loss": "answers"}
 
 ROWS: Mapping[str, Row] = {
     "bank-user": Row("bank, user gates", {}, references=("zero_shot", "shuffled")),

@@ -172,6 +172,8 @@ class PersonalizedLLM(nn.Module):
             losses_BM = pair_losses(both_BM, labels_BM, batch.is_candidate_BM)
         else:
             losses_BM = F.binary_cross_entropy_with_logits(both_BM, labels_BM, reduction="none")
+            if loss == "joint":
+                losses_BM = losses_BM + pair_losses(both_BM, labels_BM, batch.is_candidate_BM)
         return logits_BM, weights_BPGN, losses_BM
 
     def _vocabulary_losses(self, answer_BMD: Tensor, labels_BM: Tensor) -> Tensor:

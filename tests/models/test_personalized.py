@@ -288,6 +288,9 @@ def test_the_loss_of_pairs_is_that_of_a_loop_over_them(base_folder: Path) -> Non
     shifted = model(batch, states, labels_BM=labels, loss="pairs",
                     offsets_BM=torch.tensor([[3.0] * 3, [-1.0] * 3]))[-1]
     assert torch.allclose(shifted, losses, atol=1e-6)             # a generous user changes nothing
+    answers, joint = (model(batch, states, labels_BM=labels, loss=name)[-1]
+                      for name in ("answers", "joint"))
+    assert torch.allclose(joint, answers + losses)
 
 
 def test_padding_is_no_partner_of_a_pair() -> None:
