@@ -3,9 +3,10 @@
 python -m benchmarks.quality.tuning --plan benchmarks/quality/ml-100k.yaml [--row bank-user]
     [--rate 0.5] [--set adapters.batch_slates=2] [--set adapters.loss=pairs]
 
-A try is a file <results>/tuning/<row>-<digest>.json; the test window is not read. Beside the
-language model stand the CRM, popularity and the models of probe.py, which know the item alone and
-learn from the language model's own labels: what they order, it could order, too.
+A try is a file <results>/tuning/<row>-<digest>.json; the test window is not read. "fused" is the
+language model with the CRM, two weights and a bias fitted on the same rows. Beside them stand CRM,
+popularity and the models of probe.py, which know the item alone and learn from the language model's
+own labels: what they order, it could order, too.
 """
 
 import argparse
@@ -45,11 +46,12 @@ def run(options: argparse.Namespace) -> None:
 
     configure_logging()
     start_ray()
+    source = circumstances()
     found = measure(Bench(plan), options.row, options.rate, changes)
     digest = storage.sha256(json.dumps(tried, sort_keys=True).encode())[:12]
     command = " ".join(["python -m benchmarks.quality.tuning", *sys.argv[1:]])
     folder = results_folder(options.plan, options.out) / "tuning"
-    write_result({"command": command, **circumstances(), **tried, **found},
+    write_result({"command": command, **source, **tried, **found},
                  folder / f"{options.row}-{digest}.json")
     for name, metrics in found["validation"].items():
         print(f"{name:<16}", *(f"{metric} {metrics[metric]['value']:.4f}"
@@ -60,8 +62,9 @@ def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> di
     """Return the JSON of one try: cost, learning curve, metrics of every model on validation."""
     from benchmarks.quality.probe import Probe
     from engine.metrics import ctr
+    from engine.models.fusion import Fusion
     from engine.stages.adapters import read_learning
-    from engine.stages.comparison import as_json
+    from engine.stages.comparison import as_json, model_logits
     from engine.stages.score_rows import read_sample, sample_keys
     from engine.types import Window
 
@@ -69,9 +72,10 @@ def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> di
     sample = read_sample(scores, Window.VALIDATION)
     items = sample_keys(scores, Window.VALIDATION)["item"]
     probe = Probe.read(bench.ground, prompts)
+    crm, llm = sample.scores["crm_logit"], sample.scores["llm_logit"]
+    models = model_logits(sample, Fusion.fit(crm, llm, sample.rows.labels_N))
     logits = {
-        "llm": sample.scores["llm_logit"], "crm": sample.scores["crm_logit"],
-        "popularity": sample.scores["popularity"],
+        **{name: models[name] for name in ("llm", "fused", "crm", "popularity")},
         "vectors": probe.by_vectors()[items], "rates": probe.by_rates()[items],
     }
     config = bench.config
