@@ -22,7 +22,10 @@ from engine.types import IntArray, Window
 
 Column = tuple[str, str]
 """Row and model, e.g. ("bank-user", "llm")."""
-RIVALS = ("lora-8", "lora-64", "lora-equal", "bank-uniform")
+RIVALS = ("lora-64", "lora-8", "lora-equal", "bank-uniform")
+"""Rows that a routed bank should beat; the first has its size."""
+RIVALS_OF = {"bank-pairs": ("lora-pairs",)}
+"""The rivals of a row that learned from another loss."""
 BASE = "bank-user"
 """The row whose scores hold what does not depend on a row: CRM, popularity, zero-shot."""
 SLICES = {
@@ -63,8 +66,9 @@ class Comparison:
     def pairs(self) -> Iterator[tuple[Column, Column]]:
         """Yield what is worth comparing among the rows that are done."""
         for name in self.sheets:
-            for rival in RIVALS:
-                if ROWS[name].is_routed and rival in self.sheets:
+            rivals = RIVALS_OF.get(name, RIVALS) if ROWS[name].is_routed else ()
+            for rival in rivals:
+                if rival in self.sheets:
                     yield (name, "llm"), (rival, "llm")
             if "shuffled" in self._models(name):
                 yield (name, "llm"), (name, "shuffled")
@@ -73,8 +77,8 @@ class Comparison:
                 if name != BASE:
                     yield (name, "llm"), (BASE, "llm")
             yield (name, "fused"), (name, "crm_calibrated")
-            if ROWS[name].is_routed and "lora-64" in self.sheets:
-                yield (name, "fused"), ("lora-64", "fused")
+            if rivals and rivals[0] in self.sheets:
+                yield (name, "fused"), (rivals[0], "fused")
 
     def _slices(self, first: Column, second: Column) -> dict[str, Any]:
         """Return the differences by slice of what a row adds to the CRM; of other pairs, nothing.

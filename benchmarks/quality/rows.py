@@ -42,14 +42,14 @@ class Row:
 
 
 _ONE = {"bank.num_adapters": 1}
+_LARGE = {**_ONE, "bank.rank": 64, "bank.alpha": 128.0}
+_PAIRS = {"adapters.loss": "pairs"}
 _PAPER = {"bank.gate": "target", "prompt.scope": "candidate", "adapters.loss": "answers"}
 
 ROWS: Mapping[str, Row] = {
     "bank-user": Row("bank, user gates", {}, references=("zero_shot", "shuffled")),
     "lora-8": Row("one LoRA, rank 8", {**_ONE}),
-    "lora-64": Row(
-        "one LoRA, rank 64 (the bank's size)", {**_ONE, "bank.rank": 64, "bank.alpha": 128.0}
-    ),
+    "lora-64": Row("one LoRA, rank 64 (the bank's size)", {**_LARGE}),
     "lora-equal": Row("one LoRA, the size of bank and gates", {**_ONE}, equal_size=True),
     "bank-uniform": Row("bank, uniform gates", {"bank.temperature": 1e9}),
     "bank-hybrid": Row("bank, hybrid gates", {"bank.gate": "hybrid"}, references=("shuffled",)),
@@ -58,8 +58,16 @@ ROWS: Mapping[str, Row] = {
         references=("shuffled",),
     ),
     "bank-pairs": Row(
-        "bank, user gates, trained on the order within slates beside the CRM's",
-        {"adapters.loss": "pairs", "adapters.learn": "residuals"}, references=("shuffled",),
+        "bank, user gates, trained on the order within slates alone", {**_PAIRS},
+        references=("shuffled",),
+    ),
+    "lora-pairs": Row(
+        "one LoRA, rank 64, trained on the order within slates alone", {**_LARGE, **_PAIRS}
+    ),
+    "bank-answers": Row(
+        "bank, user gates, trained on the labels alone, 8 slates a step",
+        {"adapters.loss": "answers", "adapters.batch_slates": 8},
+        references=("zero_shot", "shuffled"),
     ),
     "bank-product": Row(
         "bank, user gates, product of sums", {"bank.mixing": "product_of_sums"},
@@ -76,4 +84,5 @@ ROWS: Mapping[str, Row] = {
         "bank, target gates, candidate scope, equal labels", {**_PAPER}, references=("shuffled",)
     ),
 }
-"""All mix by `sum_of_products` in slate scope unless the title says otherwise."""
+"""All mix by `sum_of_products` in slate scope, and learn labels and the order within slates together
+(`adapters.loss: joint` in the plans), unless the title says otherwise."""
