@@ -84,5 +84,5 @@ ROWS: Mapping[str, Row] = {
         "bank, target gates, candidate scope, equal labels", {**_PAPER}, references=("shuffled",)
     ),
 }
-"""All mix by `sum_of_products` in slate scope, and learn labels and the order within slates together
+"""All mix by `sum_of_products` in slate scope, and learn labels and the order within a slate
 (`adapters.loss: joint` in the plans), unless the title says otherwise."""
