@@ -109,8 +109,13 @@ class BatchPlan:
         return [int(index) for index in chosen[by_length]]
 
     def micro_batches(self, step: int, world_rank: int, world_size: int) -> list[list[int]]:
-        """Return this worker's micro-batches of a step; every worker has equally many."""
-        mine = self.indices(step)[world_rank::world_size]
+        """Return this worker's micro-batches of a step; every worker has equally many.
+
+        Prompts are dealt by length, to and fro, so that no worker waits long for another.
+        """
+        dealt = np.reshape(self.indices(step), (-1, world_size))
+        dealt[1::2] = dealt[1::2, ::-1]
+        mine: list[int] = dealt[:, world_rank].tolist()
         size = self.micro_size(world_size)
         return [mine[start : start + size] for start in range(0, len(mine), size)]
 

@@ -219,6 +219,15 @@ def test_micro_batches_share_out_a_global_batch() -> None:
     assert seen == set(range(20))
 
 
+def test_workers_get_about_as_many_tokens_each() -> None:
+    lengths = [10, 20, 30, 40, 50, 60, 70, 80]
+    plan = BatchPlan(AdapterTrainingConfig(batch_slates=8), seed=1, lengths=lengths)
+    for world_size, expected in ((2, 180), (4, 90)):
+        shares = [plan.micro_batches(0, rank, world_size) for rank in range(world_size)]
+        tokens = [sum(lengths[index] for batch in share for index in batch) for share in shares]
+        assert tokens == [expected] * world_size
+
+
 def test_a_slate_without_crm_state_is_an_error(world: dict[str, Any], tmp_path: Path) -> None:
     inputs = world["inputs"]
     table = storage.read_table(inputs["state_files"][0])
