@@ -72,10 +72,10 @@ class Comparison:
                     yield (name, "llm"), (rival, "llm")
             if "shuffled" in self._models(name):
                 yield (name, "llm"), (name, "shuffled")
-            if BASE in self.sheets:
-                yield (name, "llm"), (BASE, "zero_shot")
-                if name != BASE:
-                    yield (name, "llm"), (BASE, "llm")
+            if name == BASE:
+                yield (name, "llm"), (name, "zero_shot")
+            elif ROWS[name].is_routed and BASE in self.sheets:
+                yield (name, "llm"), (BASE, "llm")
             yield (name, "fused"), (name, "crm_calibrated")
             if rivals and rivals[0] in self.sheets:
                 yield (name, "fused"), (rivals[0], "fused")
