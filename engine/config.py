@@ -279,7 +279,7 @@ class AdapterTrainingConfig(Section):
     """Slates drawn from [T0, T1)."""
     epochs: int = Field(default=1, ge=1)
     """Passes over them."""
-    batch_slates: int = Field(default=8, ge=1)
+    batch_slates: int = Field(default=4, ge=1)
     """Slates of a global batch."""
     micro_batch_slates: int = Field(default=2, ge=1)
     """Slates in one forward pass of one worker: few pad each other less, many fill a GPU."""
@@ -293,10 +293,11 @@ class AdapterTrainingConfig(Section):
     """AdamW weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
-    loss: Literal["answers", "vocabulary", "pairs", "joint"] = Field(default="answers")
+    loss: Literal["answers", "vocabulary", "pairs", "joint"] = Field(default="joint")
     """`answers`: cross-entropy on the two answer logits. `vocabulary`: over all tokens. `pairs`:
     on the difference of logits of a positive and a negative of the same slate, so only the order
-    within a slate is learned. `joint`: `answers` + `pairs`."""
+    within a slate is learned. `joint`: `answers` + `pairs`; `answers` in candidate scope, where a
+    prompt has no pairs."""
     learn: Literal["labels", "residuals"] = Field(default="labels")
     """`labels`: the language model's logit alone fits the label. `residuals`: the sum of it and the
     CRM's logit does, so it learns what the CRM does not know; its own logit is no opinion then."""
@@ -406,10 +407,8 @@ class EngineConfig(Section):
             raise ValueError(
                 "adapters.learn 'residuals' needs adapters.loss 'answers', 'pairs' or 'joint'"
             )
-        if self.prompt.scope is HistoryScope.CANDIDATE and self.adapters.loss in ("pairs", "joint"):
-            raise ValueError(
-                f"adapters.loss {self.adapters.loss!r} orders a slate; prompt.scope must be 'slate'"
-            )
+        if self.prompt.scope is HistoryScope.CANDIDATE and self.adapters.loss == "pairs":
+            raise ValueError("adapters.loss 'pairs' orders a slate; prompt.scope must be 'slate'")
         if self.prompt.scope is HistoryScope.CANDIDATE and self.bank.gate is GateInput.HYBRID:
             raise ValueError("bank.gate 'hybrid' shares a prefix; prompt.scope must be 'slate'")
         for name in (*self.prompt.history_fields, *self.prompt.candidate_fields):

@@ -44,7 +44,7 @@ class Row:
 _ONE = {"bank.num_adapters": 1}
 _LARGE = {**_ONE, "bank.rank": 64, "bank.alpha": 128.0}
 _PAIRS = {"adapters.loss": "pairs"}
-_PAPER = {"bank.gate": "target", "prompt.scope": "candidate", "adapters.loss": "answers"}
+_PAPER = {"bank.gate": "target", "prompt.scope": "candidate"}
 
 ROWS: Mapping[str, Row] = {
     "bank-user": Row("bank, user gates", {}, references=("zero_shot", "shuffled")),
@@ -85,4 +85,4 @@ ROWS: Mapping[str, Row] = {
     ),
 }
 """All mix by `sum_of_products` in slate scope, and learn labels and the order within a slate
-(`adapters.loss: joint` in the plans), unless the title says otherwise."""
+(`adapters.loss: joint`), unless the title says otherwise."""
