@@ -16,6 +16,7 @@ from benchmarks.quality.ground import Ground, States
 from engine import storage
 from engine.data.schema import part_name
 from engine.metrics import ctr
+from engine.retrieval.item_text import liked_centre
 from engine.types import FloatArray, IntArray, Window
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
@@ -40,12 +41,10 @@ class TextRows:
             histories = inputs.histories_at(partition)
             logits = read_row_logits(states, partition)
             for user_id, user in inputs.slates_at(partition, (window,)).items():
-                liked = histories[user_id].labels > 0
                 for slate_id, items, length in zip(
                     user.slate_ids, user.items, user.history_lengths, strict=True
                 ):
-                    past = histories[user_id].items[:length][liked[:length]]
-                    centre_D = vectors_ID[past].sum(0) / max(1, len(past))
+                    centre_D = liked_centre(histories[user_id].head(length), vectors_ID)
                     products_MD = vectors_ID[items] * centre_D
                     features.append(np.column_stack([
                         logits[slate_id], vectors_ID[items], products_MD, products_MD.sum(1),

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.quality.plan import Plan, read_plan
 from benchmarks.quality.rows import ROWS
-from engine.metrics.ctr import SHOWN
+from engine.metrics.ctr import AUCS, SHOWN
 
 HERE = Path(__file__).parent
 RESULTS = Path("benchmarks/results/quality")
@@ -150,7 +150,7 @@ class DataSet:
                 f"{size['bank']:,} + {size['gates']:,}" if size["gates"] else f"{size['bank']:,}",
                 f"{cost['tokens']:,}", f"{cost['labels']:,}",
                 *(_of_seeds(runs, "llm", metric) for metric in SHOWN),
-                *(_of_seeds(runs, "fused", metric) for metric in SHOWN[:3]),
+                *(_of_seeds(runs, "fused", metric) for metric in AUCS),
             ))
         return _table(head, lines + self._base_lines())
 
@@ -233,9 +233,9 @@ class DataSet:
             loss = "" if name == "popularity" else _interval(row["test"]["log_loss"])
             lines.append((
                 row["title"], str(row["seeds"]), f"{weights:,}" if weights else "",
-                *(_interval(row["test"][metric]) for metric in SHOWN[:3]), loss,
+                *(_interval(row["test"][metric]) for metric in AUCS), loss,
                 *("" if name == "crm-whole" else _interval(row["crm-whole - this"][metric], "+")
-                  for metric in SHOWN[:3]),
+                  for metric in AUCS),
             ))
         return _table(head, lines)
 
@@ -302,7 +302,7 @@ def _quarters(curve: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def _validation(tried: Json, model: str) -> list[str]:
-    return [_interval(tried["validation"][model][metric]) for metric in SHOWN[:3]]
+    return [_interval(tried["validation"][model][metric]) for metric in AUCS]
 
 
 def _of_seeds(runs: Sequence[Json], model: str, metric: str) -> str:

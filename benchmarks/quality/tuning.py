@@ -89,7 +89,7 @@ def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> di
                 metric: as_json(each.interval()) for metric, each in ctr.measure(
                     sample.rows, values, num_draws=config.evaluation.bootstrap_draws,
                     seed=config.run.seed,
-                ).items() if metric in ctr.SHOWN[:3]
+                ).items() if metric in ctr.AUCS
             }
             for name, values in logits.items()
         },

@@ -25,7 +25,9 @@ METRICS = ("auc", "gauc", "gauc_mean", "slate_gauc", "log_loss", "accuracy", "ec
 """gauc weights a user's AUC by rows, gauc_mean does not; slate_gauc is the AUC within a slate, by
 rows: what one request ranks, at one moment. ece: expected calibration error."""
 
-SHOWN = ("auc", "gauc", "slate_gauc", "log_loss")
+AUCS = ("auc", "gauc", "slate_gauc")
+"""How well rows are ordered: over all, within a user, within a slate."""
+SHOWN = (*AUCS, "log_loss")
 """Those that are shown where there is room for few."""
 
 LOWER_IS_BETTER = frozenset({"log_loss", "ece"})

@@ -26,6 +26,7 @@ from engine.config import PromptConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.errors import PromptError
 from engine.prompts.tokens import ANSWER_MARK, TextEncoder, chat_frame
+from engine.retrieval.item_text import liked_centre
 from engine.types import FloatArray, History, HistoryScope, IntArray, Profile, SlatePrompt
 
 
@@ -76,7 +77,7 @@ class PromptBuilder:
     def build(self, history: History, profile: Profile, candidates: IntArray) -> BuiltPrompt:
         """Return one prompt for all candidates (slate scope)."""
         blocks = [self._block(int(item)) for item in candidates]
-        return self._with_prefix(history, profile, self._user_centre(history), blocks)
+        return self._with_prefix(history, profile, liked_centre(history, self.item_vectors), blocks)
 
     def build_all(
         self, history: History, profile: Profile, candidates: IntArray
@@ -92,14 +93,6 @@ class PromptBuilder:
         ]
 
     # ----- which past events
-
-    def _user_centre(self, history: History) -> FloatArray:
-        """Return the mean vector of what the user liked: it does not look at any candidate."""
-        liked = history.items[history.labels > 0]
-        if len(liked) == 0:
-            return np.zeros(self.item_vectors.shape[1], np.float32)
-        centre: FloatArray = self.item_vectors[liked].mean(axis=0)
-        return centre
 
     def _choose(self, history: History, focus: FloatArray) -> IntArray:
         """Return positions of past events: the newest, then those most similar to `focus`."""

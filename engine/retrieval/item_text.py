@@ -9,13 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.errors import ArtifactError
-from engine.types import FloatArray
+from engine.types import FloatArray, History
 
 
 def item_text(title: str, fields: Mapping[str, Sequence[str]]) -> str:
     """Return what the encoder reads of an item: title, then each field that has a value."""
     parts = [f"{name}: {', '.join(values)}" for name, values in fields.items() if values]
     return ". ".join([title, *parts])
+
+
+def liked_centre(history: History, vectors_ID: FloatArray) -> FloatArray:
+    """Return the mean vector [D] of what the user liked: it does not look at any candidate."""
+    liked = history.items[history.labels > 0]
+    if len(liked) == 0:
+        return np.zeros(vectors_ID.shape[1], np.float32)
+    centre_D: FloatArray = vectors_ID[liked].mean(axis=0)
+    return centre_D
 
 
 @dataclass(frozen=True, slots=True)
