@@ -7,7 +7,6 @@ CPU time is that of this process with all its threads.
 import json
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from engine.code_version import code_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,8 @@ def write_result(result: Mapping[str, Any], path: str | Path) -> None:
 
 def circumstances() -> dict[str, Any]:
     """Return commit, versions and machine of a result."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     return {
-        "commit": commit, "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "commit": code_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }

@@ -9,11 +9,14 @@ stopped, and a change of one setting makes anew only what depends on it.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from engine import storage
+from engine.code_version import code_version
 from engine.errors import ArtifactError, ChecksumError
 
 log = logging.getLogger(__name__)
@@ -89,6 +92,32 @@ def open_artifact(uri: str) -> Artifact:
     return Artifact(manifest["kind"], manifest["key"], uri, manifest["facts"])
 
 
+@contextmanager
+def claimed(uri: str) -> Iterator[Callable[[], None]]:
+    """Claim a folder, which goes over to whoever claims it last; yield a check of that.
+
+    The check raises ArtifactError if somebody else has begun to write the same folder.
+    """
+    claim, owner = f"{uri}.claim", uuid4().hex
+    path = storage.join(claim, "owner.json")
+    storage.write_json(path, owner)
+
+    def is_ours() -> bool:
+        return storage.exists(path) and bool(storage.read_json(path) == owner)
+
+    def check() -> None:
+        if not is_ours():
+            raise ArtifactError(
+                f"another run began to write {uri} meanwhile; start again when it is through"
+            )
+
+    try:
+        yield check
+    finally:
+        if is_ours():
+            storage.delete_folder(claim)
+
+
 def make(
     run: str,
     kind: str,
@@ -99,7 +128,8 @@ def make(
     """Return the artifact of these settings and inputs; call `write(folder)` if it is not there.
 
     `write` fills the folder, which is empty at its start (what an interrupted attempt left is
-    deleted), and returns the facts to record.
+    deleted), and returns the facts to record. Raises ArtifactError if another driver began to write
+    the same folder meanwhile: that one finishes it.
     """
     key = artifact_key(kind, settings, inputs)
     uri = storage.join(storage.absolute(run), f"{kind}-{key}")      # one place for every process
@@ -107,14 +137,18 @@ def make(
         log.info("%s: reusing %s", kind, uri)
         return open_artifact(uri)
     log.info("%s: writing %s", kind, uri)
-    start_s = time.time()
-    storage.delete_folder(uri)
-    facts = dict(write(uri))
-    seconds = round(time.time() - start_s, 1)
-    storage.write_json(storage.join(uri, MANIFEST), {
-        "kind": kind, "key": key, "format_version": FORMAT_VERSION, "settings": dict(settings),
-        "inputs": {artifact.kind: artifact.key for artifact in inputs}, "facts": facts,
-        "files": describe_files(uri), "seconds": seconds,
-    })
+    start_s, code = time.time(), code_version()
+    with claimed(uri) as check:
+        storage.delete_folder(uri)
+        facts = dict(write(uri))
+        check()
+        seconds = round(time.time() - start_s, 1)
+        storage.write_json(storage.join(uri, MANIFEST), {
+            "kind": kind, "key": key, "format_version": FORMAT_VERSION,
+            "settings": dict(settings),
+            "inputs": {artifact.kind: artifact.key for artifact in inputs}, "facts": facts,
+            "files": describe_files(uri), "seconds": seconds, "made_s": round(start_s),
+            "code": code,
+        })
     log.info("%s: done in %.1f s %s", kind, seconds, facts)
     return open_artifact(uri)

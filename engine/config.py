@@ -94,6 +94,13 @@ class SourceConfig(Section):
     chunk_rows: int = Field(default=200_000, ge=1)
     """Rows read at a time from one file."""
 
+    @property
+    def has_ratings(self) -> bool:
+        """Tell whether events may have ratings of their own; else all are imported with 1."""
+        if self.label.kind == "implicit":
+            return False
+        return self.format in ("recbole", "movielens") or self.columns.rating is not None
+
 
 class SplitConfig(Section):
     """One timeline for all users."""
@@ -160,8 +167,8 @@ class BaseModelConfig(Section):
     """Type of the frozen weights and activations; bank, gates and CRM stay in float32. `auto`:
     bfloat16 on a GPU and on CPUs with matrix units for it (AMX), else float32, which is faster
     there."""
-    attention: str = Field(default="sdpa")
-    """Attention implementation of transformers that takes an explicit mask: `sdpa`, `eager`."""
+    attention: Literal["sdpa"] = Field(default="sdpa")
+    """Attention implementation of transformers that takes the packing's boolean mask."""
     gradient_checkpointing: bool = Field(default=False)
     """Recompute activations in the backward pass: less memory, a third more time."""
 

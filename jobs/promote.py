@@ -8,17 +8,19 @@ Without --address only `live` is written; replicas that start later read it.
 """
 
 import argparse
+import http.client
 import json
 import logging
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.errors import ReleaseError
 from engine.releases.registry import Registry
+from engine.storage import absolute, is_remote
 from jobs.exit_code import exit_code
 
 log = logging.getLogger(__name__)
@@ -49,30 +51,82 @@ def run(options: argparse.Namespace, release_id: str | None) -> None:
     """Promote a release, or roll back (None), and tell the running application."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     registry = Registry(options.registry)
+    if options.address:
+        check_registry(read_details(options.address), options.registry)
     live = registry.rollback() if release_id is None else registry.promote(release_id)
     print(f"live: {live.release_id} (before it: {live.previous_id})")
     if options.address:
-        change = bump_change(options.address)
+        try:
+            change = bump_change(options.address)
+        except ReleaseError as error:
+            raise ReleaseError(
+                f"{error}; the registry names {live.release_id!r} already: to tell the replicas, "
+                f"promote {live.release_id!r} again"
+            ) from error
         wait_for(options.endpoint, live.release_id, change, options.timeout_s)
         print(f"every replica answers from {live.release_id}")
+
+
+def read_details(address: str) -> dict[str, Any]:
+    """Return what Serve runs; raises ReleaseError where the dashboard does not answer."""
+    try:
+        details: dict[str, Any] = _client(address).get_serve_details()
+    except (OSError, RuntimeError) as error:
+        raise ReleaseError(f"no Ray dashboard answers at {address}: {error}") from error
+    return details
+
+
+def check_registry(details: Mapping[str, Any], registry: str) -> None:
+    """Raise ReleaseError where no application follows a registry, or where all follow others.
+
+    A relative path in an application starts where its Ray was started, so it can be any.
+    """
+    followed = {str(each["registry"]) for each in followers(running(details))}
+    if not followed:
+        raise ReleaseError("no application there follows a registry; run `serve deploy` first")
+    if absolute(registry) not in {absolute(each) for each in followed} and all(
+        is_remote(each) or Path(each).is_absolute() for each in followed
+    ):
+        raise ReleaseError(
+            f"the application follows {sorted(followed)}, not {registry!r}; name it with --registry"
+        )
 
 
 def bump_change(address: str) -> int:
     """Raise the counter of every deployment that follows a registry; return the new value.
 
-    Raises ReleaseError if no application at this address follows one.
+    Raises ReleaseError where the dashboard does not answer.
     """
+    config, change = bumped(read_details(address))
+    try:
+        _client(address).deploy_applications(config)
+    except (OSError, RuntimeError) as error:
+        raise ReleaseError(f"{address} does not take the change: {error}") from error
+    return change
+
+
+def _client(address: str) -> Any:
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient  # --help needs no Ray
 
-    client = ServeSubmissionClient(address)
-    details = client.get_serve_details()
-    config, change = bumped(details)
-    if not change:
-        raise ReleaseError(
-            f"no application at {address} follows a registry; run `serve deploy` first"
-        )
-    client.deploy_applications(config)
-    return change
+    return ServeSubmissionClient(address)
+
+
+def running(details: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the configs of the applications that were deployed by one and are not going."""
+    return [
+        application["deployed_app_config"]
+        for application in details["applications"].values()
+        if application["deployed_app_config"] and application["status"] != "DELETING"
+    ]
+
+
+def followers(applications: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the `user_config` of every deployment that follows a registry."""
+    return [
+        deployment["user_config"]
+        for application in applications for deployment in application.get("deployments", [])
+        if {"registry", "change"} <= (deployment.get("user_config") or {}).keys()
+    ]
 
 
 def bumped(details: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -81,16 +135,8 @@ def bumped(details: dict[str, Any]) -> tuple[dict[str, Any], int]:
     The number is one for all deployments: the largest there was, plus 1. It is 0 where no
     deployment has one.
     """
-    applications = [
-        application["deployed_app_config"]
-        for application in details["applications"].values()
-        if application["deployed_app_config"] and application["status"] != "DELETING"
-    ]
-    followed = [
-        deployment["user_config"]
-        for application in applications for deployment in application.get("deployments", [])
-        if {"registry", "change"} <= (deployment.get("user_config") or {}).keys()
-    ]
+    applications = running(details)
+    followed = followers(applications)
     change = 1 + max((int(user_config["change"]) for user_config in followed), default=-1)
     for user_config in followed:
         user_config["change"] = change
@@ -130,7 +176,7 @@ def read_replicas(endpoint: str) -> list[dict[str, Any]]:
     try:
         with urllib.request.urlopen(f"{endpoint.rstrip('/')}/v1/release", timeout=10) as answer:
             state = json.load(answer)
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         log.info("waiting for %s: %s", endpoint, error)
         return []
     return [*state["retriever"], *state["scorer"]]

@@ -91,6 +91,22 @@ def test_an_interrupted_write_is_invisible_and_done_again(root: str) -> None:
     assert again.calls == 1
 
 
+def test_of_two_drivers_the_one_that_began_last_finishes(root: str) -> None:
+    """The second deletes what the first wrote: the first must not call the rest complete."""
+    class Overtaken(Writer):
+        def __call__(self, folder: str) -> dict[str, int]:
+            facts = super().__call__(folder)
+            _make(root, Writer(FILES))
+            return facts
+
+    with pytest.raises(ArtifactError, match="another run"):
+        _make(root, Overtaken({"early": b"x", **FILES}))
+    made = _make(root, Writer(FILES))
+    made.verify()
+    assert sorted(made.manifest()["files"]) == sorted(FILES)
+    assert storage.list_folders(root) == [made.uri.rpartition("/")[2]]
+
+
 def test_what_an_interrupted_attempt_left_is_not_part_of_the_result(root: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         _make(root, Writer({"stray": b"x", **FILES}, fail_after=3))

@@ -84,6 +84,7 @@ class TinyWorld:
     def publish(
         self, release_id: str, *, seed: int = 1, gate: GateInput = GateInput.USER,
         scope: HistoryScope = HistoryScope.SLATE, inputs: dict[str, str] | None = None,
+        template_sha256: str | None = None,
     ) -> str:
         """Write a release with random weights of this seed; return its folder."""
         config = self.config(gate, scope)
@@ -96,7 +97,7 @@ class TinyWorld:
             "inputs": inputs or {}, "config": config.settings(), "crm_key": CRM_KEY,
             "base_model": {"name": self.base.name, "files": base_model_digest(self.base)},
             "data_window": {}, "mixing": config.bank.mixing.value, "gate": gate.value,
-            "scope": scope.value, "metrics": {},
+            "scope": scope.value, "metrics": {}, "template_sha256": template_sha256,
         })
 
     def _write_parts(self, folder: str, config: EngineConfig, rng: np.random.Generator) -> None:

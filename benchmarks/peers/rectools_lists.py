@@ -9,6 +9,7 @@ the history where --exclude-seen is given.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
+BATCH, SESSION = 32, 200
+"""Users a step, and newest events of each that SASRec reads."""
 
 
 def main() -> int:
@@ -76,9 +80,10 @@ def sasrec(
     from rectools.models import SASRecModel
 
     seed_everything(options.seed)
+    epochs = math.ceil(settings.pop("steps") * BATCH / events["user"].nunique())
     model = SASRecModel(
-        n_factors=64, n_blocks=2, n_heads=2, session_max_len=50, deterministic=True,
-        recommend_torch_device="cpu", **settings,
+        n_factors=64, n_blocks=2, n_heads=2, session_max_len=SESSION, batch_size=BATCH,
+        epochs=epochs, deterministic=True, recommend_torch_device="cpu", **settings,
     )
     model.fit(Dataset.construct(pd.DataFrame({
         Columns.User: events["user"], Columns.Item: events["item"], Columns.Weight: 1.0,

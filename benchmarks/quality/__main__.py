@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             return 3
         log.info("row %s, seed %d", name, seed)
         write_row(bench, out, name, seed, source)
-        compare(bench, out)
+        compare(bench, out, source)
     references = bench.references()
     for name in (each for each in names if each in plan.references):
         if time.monotonic() > end_s:
@@ -83,16 +83,19 @@ def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any]) -> None:
-    """Train a row, and write its file unless it is there."""
-    from benchmarks.quality.training import describe
+    """Train a row, and write its file unless it describes this very training."""
+    from benchmarks.quality.training import describe, when_trained
     from benchmarks.race import write_result
     from engine.metrics.ctr import SHOWN
 
     trained = bench.train(name, seed)
     path = out / f"{name}-{seed}.json"
-    keys = {"bank": trained.bank.key, "scores": trained.scores.key}
-    if path.exists() and json.loads(path.read_text())["artifacts"] == keys:
-        return
+    if path.exists():
+        found = json.loads(path.read_text())
+        keys = {"bank": trained.bank.key, "scores": trained.scores.key}
+        trained_s = when_trained(trained)["trained_s"]
+        if found["artifacts"] == keys and found.get("trained_s") == trained_s:
+            return
     row = describe(bench, name, seed, trained)
     write_result({**source, **row}, path)
     for model in ("llm", "fused"):
@@ -103,9 +106,10 @@ def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any
         ), flush=True)
 
 
-def compare(bench: Any, out: Path) -> None:
+def compare(bench: Any, out: Path, source: dict[str, Any]) -> None:
     """Write the paired differences of all rows whose files and scores are there."""
     from benchmarks.quality.comparison import Comparison, Sheet
+    from benchmarks.race import write_result
 
     events_I = bench.ground.training_events()
     sheets: dict[str, list[Sheet]] = {}
@@ -120,7 +124,7 @@ def compare(bench: Any, out: Path) -> None:
     found = Comparison(
         sheets, num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
     ).to_json()
-    (out / "comparisons.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_result({**source, "pairs": found}, out / "comparisons.json")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What item texts could add to the CRM: a linear model of both, fitted on the bank's whole window.
 
-It reads the vectors that the frozen language model makes of the items, and the user's liked items
-through them; it learns from every row of [T0, T1), not from a sample, and needs no training of the
-language model. Where it adds nothing to the CRM, a fused language model will hardly do so.
+It reads the vectors that the frozen language model makes of the items (their first principal
+components, `item_text.dims`), and the user's liked items through them; it learns from every row of
+[T0, T1), not from a sample, and needs no training of the language model. What it does not find, a
+model that is not linear in these vectors might.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,74 +14,78 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.quality.ground import Ground, States
-from engine import storage
-from engine.data.schema import part_name
+from benchmarks.quality.ground import Ground
 from engine.metrics import ctr
 from engine.retrieval.item_text import liked_centre
 from engine.types import FloatArray, IntArray, Window
 
 PENALTIES = (1e-3, 1e-2, 1e-1)
 """Inverse strengths of the L2 penalty that are tried; validation chooses."""
+WINDOWS = (Window.BANK, Window.VALIDATION, Window.TEST)
+"""Where the linear model learns, where its penalty is chosen, what it answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
     """The rows of one window, by partition, user and slate."""
 
+    slate_ids: Sequence[str]
     features_NF: FloatArray
-    """The CRM's logit, the item's vector v [D], v * c and v . c for the centre c of liked items."""
+    """The item's vector v [D], v * c and v . c for the centre c of the items liked before."""
     labels_N: IntArray
 
-    @classmethod
-    def read(cls, ground: Ground, states: States, window: Window) -> "TextRows":
-        """Return a window's rows; history is what stands before the row's slate."""
-        inputs = ground.crm_inputs()
-        vectors_ID = inputs.vectors()
-        features, labels = [], []
-        for partition in inputs.partitions():
-            histories = inputs.histories_at(partition)
-            logits = read_row_logits(states, partition)
+    def beside(self, logits: Mapping[str, Sequence[float]]) -> FloatArray:
+        """Return the features after the CRM's logits, which are given by slate [N, 1 + F]."""
+        crm_N = np.concatenate([logits[slate_id] for slate_id in self.slate_ids])
+        return np.column_stack([crm_N, self.features_NF])
+
+
+def read_text_rows(ground: Ground) -> dict[Window, TextRows]:
+    """Return the rows of each of WINDOWS; history is what stands before the row's slate."""
+    inputs = ground.crm_inputs()
+    vectors_ID = inputs.vectors()
+    slate_ids: dict[Window, list[str]] = {window: [] for window in WINDOWS}
+    features: dict[Window, list[FloatArray]] = {window: [] for window in WINDOWS}
+    labels: dict[Window, list[IntArray]] = {window: [] for window in WINDOWS}
+    for partition in inputs.partitions():
+        histories = inputs.histories_at(partition)
+        for window in WINDOWS:
             for user_id, user in inputs.slates_at(partition, (window,)).items():
-                for slate_id, items, length in zip(
-                    user.slate_ids, user.items, user.history_lengths, strict=True
-                ):
+                slate_ids[window] += user.slate_ids
+                labels[window] += user.labels
+                for items, length in zip(user.items, user.history_lengths, strict=True):
                     centre_D = liked_centre(histories[user_id].head(length), vectors_ID)
                     products_MD = vectors_ID[items] * centre_D
-                    features.append(np.column_stack([
-                        logits[slate_id], vectors_ID[items], products_MD, products_MD.sum(1),
+                    features[window].append(np.column_stack([
+                        vectors_ID[items], products_MD, products_MD.sum(1),
                     ]))
-                labels += user.labels
-        return cls(np.concatenate(features), np.concatenate(labels))
+    return {
+        window: TextRows(
+            slate_ids[window], np.concatenate(features[window]), np.concatenate(labels[window])
+        ) for window in WINDOWS
+    }
 
 
-def read_row_logits(states: States, partition: int) -> dict[str, list[float]]:
-    """Return the CRM's logits of each slate, every row with the history strictly before it."""
-    table = storage.read_table(
-        states.scores.path(part_name("scores", partition)), ["slate_id", "row_logits"]
-    )
-    return dict(zip(
-        table["slate_id"].to_pylist(), table["row_logits"].to_pylist(), strict=True
-    ))
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A fitted model and what chose it."""
+
+    model: Pipeline
+    penalty: float
+    validation_auc: float
 
 
-def text_logits(ground: Ground, states: States) -> FloatArray:
-    """Return the test rows' logits of CRM and item texts together."""
-    learned, chosen, asked = (
-        TextRows.read(ground, states, window)
-        for window in (Window.BANK, Window.VALIDATION, Window.TEST)
-    )
-    logits_N: FloatArray = fit(learned, chosen).decision_function(asked.features_NF)
-    return logits_N
-
-
-def fit(learned: TextRows, chosen: TextRows) -> Pipeline:
+def fit(
+    learned_NF: FloatArray, labels_N: IntArray, chosen_MF: FloatArray, chosen_labels_M: IntArray
+) -> Linear:
     """Return the logistic regression with the penalty that orders the rows `chosen` best."""
     models = [
         make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(
-            learned.features_NF, learned.labels_N
+            learned_NF, labels_N
         ) for penalty in PENALTIES
     ]
-    return max(models, key=lambda model: ctr.auc(
-        chosen.labels_N, model.decision_function(chosen.features_NF)
-    ))
+    found = [
+        Linear(model, penalty, ctr.auc(chosen_labels_M, model.decision_function(chosen_MF)))
+        for model, penalty in zip(models, PENALTIES, strict=True)
+    ]
+    return max(found, key=lambda each: each.validation_auc)

@@ -36,7 +36,7 @@ from engine.types import History, IntArray, Window
 OURS = ("full", "crm", "popular", "history")
 PEERS: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "item-cf": {"K": (20, 100, 500), "liked_only": (False, True)},
-    "sasrec": {"epochs": (5, 15), "liked_only": (False, True)},
+    "sasrec": {"steps": (1000, 5000), "liked_only": (False, True)},
 }
 """Settings that are tried."""
 PAIRS = (("full", "crm"), ("full", "popular"), ("full", "item-cf"), ("full", "sasrec"),

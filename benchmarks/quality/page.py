@@ -28,6 +28,7 @@ LISTS = {
     "history": "items of the history", "item-cf": "item-based CF (implicit)",
     "sasrec": "SASRec (RecTools)",
 }
+BY_ROW = ("auc", "gauc", "log_loss")
 Json = dict[str, Any]
 
 
@@ -131,7 +132,7 @@ class DataSet:
             if (folder / f"{name}.json").exists()
         }
         path = folder / "comparisons.json"
-        self.comparisons: list[Json] = json.loads(path.read_text()) if path.exists() else []
+        self.comparisons: list[Json] = _read(path)["pairs"] if path.exists() else []
 
         self.tries = [_read(path) for path in sorted((folder / "tuning").glob("*.json"))]
         path = folder / "lists.json"
@@ -224,26 +225,34 @@ class DataSet:
                        "fused AUC within a slate"), lines)
 
     def references_table(self) -> str:
-        """Return the rows without a language model, on all test rows."""
-        head = ("row", "seeds", "weights", "AUC", "per-user AUC", "AUC within a slate", "log loss",
-                "our CRM minus it, AUC", "per-user AUC", "AUC within a slate")
+        """Return the rows without a language model, every row with the history before it."""
+        head = ("row", "seeds", "weights", "AUC", "per-user AUC", "log loss",
+                "our CRM on the whole window minus it, AUC", "per-user AUC", "log loss")
         lines = []
         for name, row in self.references.items():
             weights = row["cost"].get("parameters")
-            loss = "" if name == "popularity" else _interval(row["test"]["log_loss"])
+            if "by_row" not in row:
+                continue
+            shown = [metric for metric in BY_ROW if metric != "log_loss" or name != "popularity"]
+            gained = row["by_row, crm-whole - this"] if name != "crm-whole" else {}
             lines.append((
                 row["title"], str(row["seeds"]), f"{weights:,}" if weights else "",
-                *(_interval(row["test"][metric]) for metric in AUCS), loss,
-                *("" if name == "crm-whole" else _interval(row["crm-whole - this"][metric], "+")
-                  for metric in AUCS),
+                *(_interval(row["by_row"][metric]) if metric in shown else "" for metric in BY_ROW),
+                *(_interval(gained[metric], "+") if gained and metric in shown else ""
+                  for metric in BY_ROW),
             ))
         return _table(head, lines)
 
-    def text_table(self) -> str:
-        """Return what a linear model of the item texts adds to the CRM."""
-        added = self.references["crm-text"]["this - crm"]
-        return _table(("difference", "AUC", "per-user AUC", "AUC within a slate", "log loss"), [
-            ("with item texts - CRM", *(_interval(added[metric], "+") for metric in SHOWN)),
+    def requests_table(self) -> str:
+        """Return the same rows, every row with the history before its slate."""
+        head = ("row", "seeds", "AUC", "per-user AUC", "AUC within a slate",
+                "it minus our CRM out of time, AUC", "per-user AUC", "AUC within a slate")
+        return _table(head, [
+            (row["title"], str(row["seeds"]),
+             *(_interval(row["by_request"][metric]) for metric in AUCS),
+             *("" if name == "crm" else _interval(row["by_request, this - crm"][metric], "+")
+               for metric in AUCS))
+            for name, row in self.references.items() if "by_request" in row
         ])
 
     def lists_table(self) -> str:
@@ -269,12 +278,11 @@ class DataSet:
         """Return the command and commit of each file."""
         runs = [run for found in self.rows.values() for run in found]
         runs += [*self.references.values(), *([self.lists] if self.lists else [])]
-        seen: dict[tuple[str, str], list[str]] = {
-            (run["command"], run["commit"]): [] for run in runs
-        }
+        seen: dict[tuple[str, str], list[str]] = {}
         for run in runs:
             name = f"{run['row']}-{run['seed']}" if run["row"] in ROWS else run["row"]
-            seen[run["command"], run["commit"]].append(name)
+            commit = run.get("trained_by") or run["commit"]
+            seen.setdefault((run["command"], commit), []).append(name)
         return "\n".join(
             f"- `{command}` at {commit}: {', '.join(names)}"
             for (command, commit), names in seen.items()

@@ -1,7 +1,9 @@
 """Rows without training of a language model, on every test row: popularity, CRM, DIN and SIM.
 
-Each row is scored with the history strictly before it. Peers read the rows, the features and the
-history that our CRM reads (ctr_rows.py), try the settings of GRIDS, and validation chooses.
+Two views of the same rows. By row, the history is what stands strictly before each row, as in the
+literature; peers read the rows, the features and the history that our CRM reads (ctr_rows.py), try
+the settings of GRIDS, and validation chooses. By request, it is what stands before the slate, as
+when a request ranks it: only there candidates of one slate are compared.
 """
 
 import json
@@ -18,8 +20,9 @@ from benchmarks.peers.environment import run_script
 from benchmarks.quality.comparison import mean_of_seeds
 from benchmarks.quality.ctr_rows import CTRRows, export_rows
 from benchmarks.quality.ground import Ground, States
-from benchmarks.quality.item_text import read_row_logits, text_logits
+from benchmarks.quality.item_text import WINDOWS, TextRows, fit, read_text_rows
 from engine import storage
+from engine.data.schema import part_name
 from engine.metrics import ctr
 from engine.metrics.ctr import Rows
 from engine.metrics.estimates import Estimate, differences
@@ -50,8 +53,11 @@ FIXED = {"embedding_dim": 16, "batch_size": 512, "net_dropout": 0.2,
 class Answer:
     """One model's logits of the test rows, and its cost."""
 
-    logits_N: FloatArray
     cost: Mapping[str, Any]
+    by_row_N: FloatArray | None = None
+    """Each row with the history strictly before it."""
+    by_request_N: FloatArray | None = None
+    """Each row with the history before its slate."""
 
 
 class References:
@@ -59,47 +65,71 @@ class References:
 
     def __init__(self, ground: Ground, seeds: Sequence[int], threads: int = 2) -> None:
         self.ground, self.seeds, self.threads = ground, seeds, threads
+        self._found: dict[tuple[str, str], dict[str, Estimate]] = {}
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return the JSON of a row: metrics, each averaged over seeds, and what was tried."""
         answers = self.answers(name)
-        measured = self._mean(answers)
         return {
             "row": name, "title": TITLES[name], "seeds": len(answers),
             "num_rows": len(self.rows), "num_users": self.rows.num_users,
-            "test": {metric: as_json(each.interval()) for metric, each in measured.items()},
-            "auc_of_seeds": [ctr.auc(self.rows.labels_N, each.logits_N) for each in answers],
-            "crm-whole - this": {
-                metric: as_json(each)
-                for metric, each in differences(self._measured_whole, measured).items()
-            },
-            **({"this - crm": self._added(measured)} if name == "crm-text" else {}),
+            **self._by_row(answers), **self._by_request(answers),
             "cost": dict(answers[0].cost), "tuning": self._tuning(name),
         }
 
     def answers(self, name: str) -> list[Answer]:
         """Return the answers of every seed."""
         if name == "popularity":
-            return [Answer(self._popularity(), {})]
+            logits_N = self._popularity()
+            return [Answer({}, logits_N, logits_N)]
         if name in PEERS:
             return [self._peer(name, self._best(name), seed)["test"] for seed in self.seeds]
-        return [self._crm(seed, name) for seed in self.seeds]
+        if name == "crm-text":
+            return [self._with_text(seed) for seed in self.seeds]
+        return [self._crm(seed, whole=name == "crm-whole") for seed in self.seeds]
 
-    def _mean(self, answers: Sequence[Answer]) -> dict[str, Estimate]:
-        """Return each metric's mean over seeds; popularity orders rows, so only its AUCs count."""
-        config = self.ground.config
-        measured = [
-            ctr.measure(self.rows, each.logits_N, num_draws=config.evaluation.bootstrap_draws,
+    def _by_row(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        logits = [each.by_row_N for each in answers if each.by_row_N is not None]
+        if not logits:
+            return {}
+        measured = self._measure("by_row_N", logits)
+        whole = self._measured("crm-whole", "by_row_N")
+        return {
+            "by_row": _as_json(measured),
+            "by_row, crm-whole - this": _gained(whole, measured),
+            "auc_of_seeds": [ctr.auc(self.rows.labels_N, each) for each in logits],
+        }
+
+    def _by_request(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        logits = [each.by_request_N for each in answers if each.by_request_N is not None]
+        if not logits:
+            return {}
+        measured = self._measure("by_request_N", logits)
+        crm = self._measured("crm", "by_request_N")
+        return {
+            "by_request": _as_json(measured), "by_request, this - crm": _gained(measured, crm),
+        }
+
+    def _measured(self, name: str, view: str) -> dict[str, Estimate]:
+        """Return the metrics of one of our rows, seeds averaged; measured once."""
+        if (name, view) not in self._found:
+            logits = [getattr(each, view) for each in self.answers(name)]
+            self._found[name, view] = self._measure(view, logits)
+        return self._found[name, view]
+
+    def _measure(self, view: str, logits: Sequence[FloatArray]) -> dict[str, Estimate]:
+        """Return each metric's mean over the seeds; by row, candidates of a slate have different
+        histories, so there no AUC within a slate is defined."""
+        config, rows = self.ground.config, self.rows
+        if view == "by_row_N":
+            rows = Rows(rows.users_N, rows.labels_N, rows.num_users)
+        return mean_of_seeds([
+            ctr.measure(rows, logits_N, num_draws=config.evaluation.bootstrap_draws,
                         seed=config.run.seed)
-            for each in answers
-        ]
-        return mean_of_seeds(measured)
+            for logits_N in logits
+        ])
 
     # ----- ours
-
-    @cached_property
-    def _measured_whole(self) -> dict[str, Estimate]:
-        return self._mean(self.answers("crm-whole"))
 
     @cached_property
     def rows(self) -> Rows:
@@ -124,27 +154,50 @@ class References:
         ])
         return scores[items]
 
-    def _added(self, measured: Mapping[str, Estimate]) -> dict[str, Any]:
-        """Return the paired differences to the out-of-time CRM."""
-        crm = self._mean(self.answers("crm"))
-        return {metric: as_json(each) for metric, each in differences(measured, crm).items()}
-
-    def _crm(self, seed: int, name: str) -> Answer:
-        states = self.ground.states(in_sample=name == "crm-whole", seed=seed)
-        if name == "crm-text":
-            logits_N = text_logits(self.ground, states)
-        else:
-            found: dict[str, Any] = {}
-            for partition in self.ground.crm_inputs().partitions():
-                found |= read_row_logits(states, partition)
-            logits_N = np.concatenate([
-                found[slate_id] for _, _, user in self._slates() for slate_id in user.slate_ids
-            ])
+    def _crm(self, seed: int, *, whole: bool = False) -> Answer:
+        states = self.ground.states(in_sample=whole, seed=seed)
         facts = states.crm.facts
-        return Answer(logits_N, {
-            "rows": facts["rows"], "parameters": facts["parameters"],
-            "wall_s": states.crm.manifest()["seconds"], "epochs": self.ground.config.crm.epochs,
-        })
+        return Answer(
+            {"rows": facts["rows"], "parameters": facts["parameters"],
+             "wall_s": states.crm.manifest()["seconds"], "epochs": self.ground.config.crm.epochs},
+            self._in_order(self._logits(states, "row_logits")),
+            self._in_order(self._logits(states, "logits")),
+        )
+
+    def _logits(self, states: States, column: str) -> dict[str, list[float]]:
+        """Return what a CRM says of every slate's candidates."""
+        tables = [
+            storage.read_table(
+                states.scores.path(part_name("scores", partition)), ["slate_id", column]
+            ) for partition in self.ground.crm_inputs().partitions()
+        ]
+        return {
+            slate_id: logits for table in tables for slate_id, logits in
+            zip(table["slate_id"].to_pylist(), table[column].to_pylist(), strict=True)
+        }
+
+    def _in_order(self, logits: Mapping[str, Sequence[float]]) -> FloatArray:
+        return np.concatenate([
+            logits[slate_id] for _, _, user in self._slates() for slate_id in user.slate_ids
+        ])
+
+    def _with_text(self, seed: int) -> Answer:
+        """Return the answer of the CRM and a linear model of item texts, which learns by request.
+        """
+        states = self.ground.states(seed=seed)
+        logits = self._logits(states, "logits")
+        learned, chosen, asked = (self._text_rows[window] for window in WINDOWS)
+        linear = fit(learned.beside(logits), learned.labels_N,
+                     chosen.beside(logits), chosen.labels_N)
+        return Answer(
+            {"parameters": states.crm.facts["parameters"], "rows": len(learned.labels_N),
+             "penalty": linear.penalty, "validation_auc": linear.validation_auc},
+            by_request_N=linear.model.decision_function(asked.beside(logits)),
+        )
+
+    @cached_property
+    def _text_rows(self) -> dict[Window, TextRows]:
+        return read_text_rows(self.ground)
 
     # ----- peers
 
@@ -210,8 +263,16 @@ class References:
         found = np.load(path)
         return {
             "validation_auc": ctr.auc(self._validation_labels, _logits(found["validation"])),
-            "test": Answer(_logits(found["test"]), json.loads(str(found["cost"]))),
+            "test": Answer(json.loads(str(found["cost"])), by_row_N=_logits(found["test"])),
         }
+
+
+def _as_json(measured: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {metric: as_json(each.interval()) for metric, each in measured.items()}
+
+
+def _gained(first: Mapping[str, Estimate], second: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {metric: as_json(each) for metric, each in differences(first, second).items()}
 
 
 def _logits(probabilities_N: FloatArray) -> FloatArray:

@@ -169,6 +169,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
     epochs = config.adapters.epochs
     return {
         "row": name, "title": row.title, "seed": seed, "settings": dict(row.settings),
+        **when_trained(trained),
         "rate": bench.best_rate(name),
         "tuning": {
             str(rate): auc for rate, auc in bench.validation_aucs(name).items()
@@ -190,6 +191,12 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         "gates": describe_gates(None if gates is None else first_gates(gates))["gates"],
         "artifacts": {"bank": trained.bank.key, "scores": trained.scores.key},
     }
+
+
+def when_trained(trained: Trained) -> dict[str, Any]:
+    """Return when and by which code the bank was trained, which may be long before this run."""
+    manifest = trained.bank.manifest()
+    return {"trained_s": manifest.get("made_s"), "trained_by": manifest.get("code")}
 
 
 def first_gates(found: SlateGates) -> FloatArray:

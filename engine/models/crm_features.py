@@ -241,15 +241,17 @@ def _residuals(history: History, space: FeatureSpace) -> FloatArray:
 def _user_dense(
     history: History, residuals_L2: FloatArray, prefixes: IntArray, space: FeatureSpace
 ) -> FloatArray:
-    """Return statistics of each history prefix [R, USER_DENSE]."""
+    """Return statistics of each history prefix, of its newest `max_history` events [R, USER_DENSE].
+    """
     span = space.source.rating_max - space.source.rating_min
     ratings = (np.asarray(history.ratings, np.float64) - space.statistics.mean_rating) * 2 / span
     labels = np.asarray(history.labels, np.float64) - space.statistics.mean_label
     values = np.stack([ratings, labels, ratings**2, *residuals_L2.T.astype(np.float64)], axis=1)
     sums = np.concatenate([np.zeros((1, 5)), np.cumsum(values, axis=0)])
-    newest = sums[prefixes] - sums[np.maximum(prefixes - NEWEST, 0)]
-    seen = prefixes[:, None].astype(np.float64)
-    means = sums[prefixes] / (seen + STRENGTH)
+    first = np.maximum(prefixes - space.crm.max_history, 0)      # as if older events were not there
+    newest = sums[prefixes] - sums[np.maximum(prefixes - NEWEST, first)]
+    seen = (prefixes - first)[:, None].astype(np.float64)
+    means = (sums[prefixes] - sums[first]) / (seen + STRENGTH)
     newest_means = newest / (np.minimum(seen, NEWEST) + STRENGTH)
     return np.concatenate([
         np.log1p(seen) / 3 - 1, seen == 0, means * 3, newest_means[:, 3:] * 3,

@@ -27,7 +27,15 @@ from engine.data.catalogue import Catalogue
 from engine.errors import PromptError
 from engine.prompts.tokens import ANSWER_MARK, TextEncoder, chat_frame
 from engine.retrieval.item_text import liked_centre
-from engine.types import FloatArray, History, HistoryScope, IntArray, Profile, SlatePrompt
+from engine.types import (
+    FloatArray,
+    GateInput,
+    History,
+    HistoryScope,
+    IntArray,
+    Profile,
+    SlatePrompt,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +88,21 @@ class PromptBuilder:
         return self._with_prefix(history, profile, liked_centre(history, self.item_vectors), blocks)
 
     def build_all(
-        self, history: History, profile: Profile, candidates: IntArray
+        self,
+        history: History,
+        profile: Profile,
+        candidates: IntArray,
+        gate: GateInput = GateInput.USER,
     ) -> list[BuiltPrompt]:
-        """Return the prompts of a request: one (slate scope) or one per candidate."""
+        """Return the prompts of a request: one, or one per candidate.
+
+        Candidates need prompts of their own where the text is theirs (candidate scope), and where
+        the mix is (`target` gates).
+        """
         if self.config.scope is HistoryScope.SLATE:
-            return [self.build(history, profile, candidates)]
+            is_apart = gate is GateInput.TARGET
+            parts = np.split(candidates, len(candidates)) if is_apart else [candidates]
+            return [self.build(history, profile, part) for part in parts]
         return [
             self._with_prefix(
                 history, profile, self.item_vectors[int(item)], [self._block(int(item))]
@@ -141,18 +159,26 @@ class PromptBuilder:
         who = f"About the user: {'; '.join(known)}.\n" if known else ""
         if len(history) == 0:
             return f"{who}No {noun} yet.\n"
-        rate = f"Average rating {history.ratings.mean():.1f} over {len(history)} {noun}s, "
-        rate += f"liked {100 * history.labels.mean():.0f}%.\n"
+        return f"{who}{self._rate_text(history)}History, newest last:\n"
+
+    def _rate_text(self, history: History) -> str:
+        count = f"{len(history)} {self.config.noun}s"
         if self.source.label.kind == "implicit":
-            rate = f"Chose {len(history)} {noun}s so far.\n"
-        return f"{who}{rate}History, newest last:\n"
+            return f"Chose {count} so far.\n"
+        liked = f"liked {100 * history.labels.mean():.0f}%.\n"
+        if not self.source.has_ratings:
+            return f"Of {count} {liked}"
+        return f"Average rating {history.ratings.mean():.1f} over {count}, {liked}"
 
     def _event_text(self, history: History, position: int) -> str:
         item = int(history.items[position])
         text = f"- {self.catalogue.titles[item]}{self._fields(item, self.config.history_fields)}"
         if self.source.label.kind == "implicit":
             return text + "\n"
-        return f"{text}: {history.ratings[position]:g}\n"
+        if self.source.has_ratings:
+            return f"{text}: {history.ratings[position]:g}\n"
+        answer = self.config.positive if history.labels[position] else self.config.negative
+        return f"{text}: {answer}\n"
 
     def _block(self, item: int) -> IntArray:
         """Return the candidate; its last token is the answer position."""

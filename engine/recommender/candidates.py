@@ -1,7 +1,7 @@
 """User state -> the items to rank: exact top-k over the catalogue, filters first."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,15 @@ class Filters:
     """Which items may be answered."""
 
     exclude_seen: bool = False
-    """Leave out the items of the history."""
+    """Leave out the items of the user's stored events, or of the guest's history."""
     exclude_items: Sequence[str] = ()
     """Leave out these; ids that the catalogue lacks are no error."""
     fields: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Keep items that have, in each field named, one of the values."""
+
+    def without(self, item_ids: Sequence[str]) -> "Filters":
+        """Return the same filters that leave out these items, too."""
+        return replace(self, exclude_items=[*self.exclude_items, *item_ids])
 
 
 def allowed_items(

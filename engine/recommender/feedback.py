@@ -30,18 +30,23 @@ def read_feedback(source: SourceConfig, rating: float | None, label: int | None)
         return Feedback(rating, 1, is_label_derived=label is None)
     if label is not None:
         return Feedback(rating, label, is_label_derived=False)
+    if source.label.kind == "column":
+        raise RequestError("label: an event needs a label, a rating does not make one here")
     if rating is None:
         raise RequestError("rating: an event needs a rating or a label")
     return Feedback(rating, int(rating >= source.label.threshold), is_label_derived=True)
 
 
 def rating_of(source: SourceConfig, rating: float | None, label: int) -> float:
-    """Return the rating that the models read.
+    """Return the rating that the models read, one that they saw in training.
 
-    Without one: 1 where the source has no ratings, else the lowest rating that has the label.
+    1 where the source has no ratings, whatever was sent. An event without one, where it has: the
+    lowest rating that has the label; the middle of the range where ratings make no label.
     """
+    if not source.has_ratings:
+        return 1.0
     if rating is not None:
         return rating
-    if source.label.kind != "threshold":
-        return 1.0
-    return source.label.threshold if label else source.rating_min
+    if source.label.kind == "threshold":
+        return source.label.threshold if label else source.rating_min
+    return (source.rating_min + source.rating_max) / 2 if source.columns.rating else 1.0

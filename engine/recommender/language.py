@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.models.personalized import PersonalizedLLM
-from engine.prompts.template import BuiltPrompt
 from engine.recommender.release import LanguageHalf, LoadedRelease
 from engine.types import (
     CRMOutput,
     FloatArray,
     GateInput,
     History,
-    HistoryScope,
     IntArray,
     Profile,
     SlatePrompt,
@@ -46,7 +44,8 @@ def read_prompts(
 
     Candidates share a prompt if neither text nor gates of the prefix depend on them.
     """
-    built = _build(language, history, profile, candidates[slots])
+    gate = language.model.config.gate
+    built = language.prompts.build_all(history, profile, candidates[slots], gate)
     prompts = [piece for each in built for piece in split_blocks(each.prompt)]
     ends = np.cumsum([len(prompt.blocks) for prompt in prompts])
     parts = np.split(slots, ends[:-1])
@@ -99,17 +98,6 @@ def score_readings(
         ])
         for number in range(len(readings))
     ]
-
-
-def _build(
-    language: LanguageHalf, history: History, profile: Profile, items: IntArray
-) -> list[BuiltPrompt]:
-    """Return one prompt for all items, or one each where the target gate or the text needs it."""
-    shares_text = language.prompts.config.scope is HistoryScope.SLATE
-    if shares_text and language.model.config.gate is GateInput.TARGET:
-        return [language.prompts.build(history, profile, items[place : place + 1])
-                for place in range(len(items))]
-    return language.prompts.build_all(history, profile, items)
 
 
 def _gates(

@@ -24,7 +24,7 @@ from engine.recommender.ranking import (
     rank_popular,
 )
 from engine.recommender.release import LoadedRelease
-from engine.state.histories import newest_events
+from engine.state.histories import newest_events, seen_items
 from engine.types import History
 
 
@@ -79,6 +79,10 @@ def find(
     """
     clock = StageClock()
     history = read_history(release, database, query, ranking)
+    is_cut = len(history) == min(ranking.max_history, release.max_history)
+    if query.filters.exclude_seen and query.guest is None and is_cut:
+        older = seen_items(database, query.user_id or "")
+        query = replace(query, filters=query.filters.without(older))
     clock.stop("history")
     return choose(release, history, query, ranking, clock)
 
@@ -110,19 +114,33 @@ def answer(release: LoadedRelease, found: Sequence[Found]) -> list[Ranking]:
 def read_history(
     release: LoadedRelease, database: Engine, query: Query, ranking: RankingConfig
 ) -> History:
-    """Return the guest's history, or the user's newest stored events."""
+    """Return the newest events of the guest's history, or of the user's stored ones."""
+    limit = min(ranking.max_history, release.max_history)
     if query.guest is not None:
-        return guest_history(release, query.guest)
-    events = newest_events(database, query.user_id or "", ranking.max_history)
-    return stored_history(release, events)
+        return guest_history(release, query.guest).tail(limit)
+    return newest_known(release, database, query.user_id or "", limit)
+
+
+def newest_known(
+    release: LoadedRelease, database: Engine, user_id: str, limit: int
+) -> History:
+    """Return a user's newest `limit` events whose items the release has."""
+    asked = limit
+    while True:
+        events = newest_events(database, user_id, asked)
+        history = stored_history(release, events)
+        if len(history) >= limit or len(events) < asked:
+            return history.tail(limit)
+        asked *= 2          # some items came after this release: look further back
 
 
 def user_events(
     release: LoadedRelease, database: Engine, user_id: str, limit: int
 ) -> list[ShownEvent]:
     """Return a user's newest events, newest first; UnknownUserError if nobody has this id."""
-    history = stored_history(release, newest_events(database, user_id, limit))
-    if len(history) == 0 and not release.knows(user_id):
+    history = newest_known(release, database, user_id, limit)
+    has_events = len(history) > 0 or len(newest_events(database, user_id, 1)) > 0
+    if not has_events and not release.knows(user_id):
         raise UnknownUserError(f"user {user_id!r} has no events and no profile")
     return shown_events(release, history, limit)
 

@@ -54,6 +54,11 @@ class LoadedRelease:
         """Tell whether the release has a profile of this user."""
         return any((self.profiles.of(user_id).fields or {}).values())
 
+    @property
+    def max_history(self) -> int:
+        """Return how many events of a user, the newest, its models learned to read."""
+        return self.crm.space.crm.max_history
+
     @cached_property
     def retrieval_vectors_ID(self) -> FloatArray:
         """Return the retrieval vector of every item, row 0 being the unknown one."""
@@ -80,7 +85,7 @@ def load_release(
     """Verify a release, every file of it, and load it.
 
     Raises ChecksumError, ReleaseNotFoundError, ReleaseFormatError, or ReleaseError where the base
-    model here is not the one that the bank was trained on.
+    model or the prompts here are not those that the bank was trained on.
     """
     facts = registry.verify(release_id).facts
     folder = registry.folder(release_id)
@@ -95,6 +100,7 @@ def load_release(
         _check_base_model(facts.base_model.files, base)
         _check_bank(storage.read_json(storage.join(folder, "bank/bank.json")), facts.crm_key)
         language = _load_language(folder, config, base, catalogue, vectors)
+        _check_template(facts.template_sha256, language.prompts)
     release = LoadedRelease(
         release_id, config.source, catalogue,
         Profiles.from_table(
@@ -123,6 +129,15 @@ def _check_bank(bank: Mapping[str, Any], crm_key: str) -> None:
     if bank["crm_key"] != crm_key:
         raise ReleaseError(
             f"the bank was trained under CRM {bank['crm_key']!r}, the release holds {crm_key!r}"
+        )
+
+
+def _check_template(expected: str | None, prompts: PromptBuilder) -> None:
+    """Refuse prompts that differ from those that the bank learned from."""
+    if expected is not None and expected != prompts.digest():
+        raise ReleaseError(
+            "the prompts of this version or tokenizer are not those that the bank was trained on; "
+            "serve the release with the version that made it, or train again"
         )
 
 

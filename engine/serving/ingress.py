@@ -100,12 +100,13 @@ class Ingress:
 
     @api.get("/readyz")
     async def ready(self, response: Response) -> ReadyAnswer:
-        """Tell whether every replica has a release; 503 if not."""
+        """Tell whether all replicas have one release in common; 503 if not."""
         state = await self._state()
-        replicas = [state.retriever, state.scorer]
-        is_ready = all(
-            group and all(replica.release_id for replica in group) for group in replicas
-        )
+        held = [
+            {replica.release_id, replica.previous_id} - {None}
+            for replica in (*state.retriever, *state.scorer)
+        ]
+        is_ready = bool(state.retriever and state.scorer and set.intersection(*held))
         response.status_code = 200 if is_ready else 503
         return ReadyAnswer(is_ready=is_ready, **dict(state))
 

@@ -77,6 +77,7 @@ class ReleaseHolder:
         self._registry: Registry | None = None
         self._change = 0
         self._refusal: Refusal | None = None
+        self._unloadable: set[str] = set()
         self._one_refresh = asyncio.Lock()
         self._background: asyncio.Task[None] | None = None
 
@@ -88,22 +89,25 @@ class ReleaseHolder:
                 f"user_config needs registry (text) and change (whole number), got {user_config}"
             )
         self._registry = Registry(absolute(root))
+        self._unloadable.clear()
         refresh = asyncio.create_task(self._refresh(change))
         self._background = refresh        # a task without a reference may be collected
         if self.held.live is None:
             await refresh
 
     def find(self, release_id: str | None) -> LoadedRelease | Unavailable:
-        """Return a release that is held; else say which one is, and look at `live` again.
+        """Return a release that is held; else say which one is live here, and go and get it.
 
-        A refused release is tried again at the next `change`, not at every request.
+        The other half of an answer names what it holds: that may be a release to which the change
+        has not come here yet, or one that this replica, started later, never had. One that cannot
+        be loaded is tried again at the next `change`, not at every request.
         """
         release = self.held.get(release_id)
         if release is not None:
             return release
-        refused = self._refusal is not None and self._refusal.release_id == release_id
-        if self._registry is not None and not refused and not self._one_refresh.locked():
-            self._background = asyncio.create_task(self._refresh(self._change))
+        is_busy = self._one_refresh.locked()
+        if self._registry is not None and not is_busy and release_id not in self._unloadable:
+            self._background = asyncio.create_task(self._catch_up(release_id))
         live = self.held.live
         return Unavailable(release_id, None if live is None else live.release_id)
 
@@ -115,6 +119,20 @@ class ReleaseHolder:
             None if previous is None else previous.release_id, self._change, self._refusal,
         )
 
+    async def _catch_up(self, release_id: str | None) -> None:
+        """Look at `live` again; then hold this release beside it, if it is another."""
+        await self._refresh(self._change)
+        if release_id is None or release_id in self._unloadable:
+            return
+        async with self._one_refresh:
+            live = self.held.live
+            if live is not None and self.held.get(release_id) is None:
+                self.held = Held(live)
+                try:
+                    self.held = Held(live, await self._loaded(release_id))
+                except Exception as error:  # noqa: BLE001  the live one goes on
+                    log.error("release %r, which the other half holds: %s", release_id, error)
+
     async def _refresh(self, change: int) -> None:
         """Load what `live` says; if that fails, keep what is held, else try the previous one."""
         async with self._one_refresh:
@@ -125,7 +143,9 @@ class ReleaseHolder:
                 self._refuse("", error)
                 self._change = change
                 return
-            if await self._take(wanted):
+            if wanted in self._unloadable and self.held.live is not None:
+                pass                            # until the next change
+            elif await self._take(wanted):
                 self._refusal = None
             elif self.held.live is None and previous is not None:
                 refusal = self._refusal
@@ -143,13 +163,21 @@ class ReleaseHolder:
             # At most two in memory: the older one goes before the new one comes.
             self.held = Held(held.live)
             try:
-                ready = await asyncio.to_thread(self._load, self._registry_now(), release_id)
+                ready = await self._loaded(release_id)
             except Exception as error:  # noqa: BLE001  whatever it is, the old one goes on
                 self._refuse(release_id, error)
                 return False
         self.held = Held(ready, held.live)
         log.info("release %s is live in this replica", release_id)
         return True
+
+    async def _loaded(self, release_id: str) -> LoadedRelease:
+        """Load a release in a thread; if that fails, not again before the next change."""
+        try:
+            return await asyncio.to_thread(self._load, self._registry_now(), release_id)
+        except Exception:
+            self._unloadable.add(release_id)
+            raise
 
     def _refuse(self, release_id: str, error: Exception) -> None:
         self._refusal = Refusal(release_id, f"{type(error).__name__}: {error}")

@@ -16,6 +16,7 @@ from engine.config import EngineConfig
 from engine.data.schema import part_name
 from engine.metrics import ctr
 from engine.stages.crm import score_crm, train_crm
+from engine.stages.score_rows import keep_users
 from engine.types import Window
 
 WINDOWS = {"crm": (Window.CRM,), "full": (Window.CRM, Window.BANK)}
@@ -50,12 +51,21 @@ def _test_metrics(config: EngineConfig, slates: Artifact, scores: Artifact) -> d
 def _test_rows(
     config: EngineConfig, slates: Artifact, scores: Artifact
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield users, labels, row-level and slate-level logits of each partition's test rows."""
-    for partition in range(config.histories.num_partitions):
-        test = pc.field("window") == int(Window.TEST)
-        truth = storage.read_table(
-            slates.path(part_name("slates", partition)), ["slate_id", "user_id", "window", "labels"]
-        ).filter(test).to_pylist()
+    """Yield users, labels, row-level and slate-level logits of each partition's test rows.
+
+    Of more than `evaluation.max_rows`, those of whole users by the hash of `score_rows`.
+    """
+    test = pc.field("window") == int(Window.TEST)
+    uris = [slates.path(part_name("slates", partition))
+            for partition in range(config.histories.num_partitions)]
+    total = sum(
+        pc.sum(pc.list_value_length(table["labels"])).as_py() or 0 for table in
+        (storage.read_table(uri, ["window", "labels"]).filter(test) for uri in uris)
+    )
+    share = min(1.0, config.evaluation.max_rows / max(1, total))
+    for partition, uri in enumerate(uris):
+        table = storage.read_table(uri, ["slate_id", "user_id", "window", "labels"]).filter(test)
+        truth = keep_users(table, share).to_pylist()
         found = {
             row["slate_id"]: row
             for row in storage.read_table(scores.path(part_name("scores", partition)), [

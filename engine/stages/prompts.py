@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,7 +27,7 @@ from engine.models.base import base_model_digest, load_tokenizer
 from engine.prompts.template import PromptBuilder
 from engine.stages.items import VECTORS
 from engine.stages.partitions import map_partitions
-from engine.types import EVALUATED, Window
+from engine.types import EVALUATED, GateInput, HistoryScope, Window
 
 
 def build_prompts(
@@ -40,6 +41,8 @@ def build_prompts(
         "rows": [config.evaluation.validation_rows, config.evaluation.test_rows],
         "template": make_builder(config, histories, item_text).digest(),
     }
+    if config.bank.gate is GateInput.TARGET and config.prompt.scope is HistoryScope.SLATE:
+        settings["gate"] = config.bank.gate.value           # each candidate in its own prompt
     inputs = [histories, slates, item_text]
     write = partial(_write, config=config, histories=histories, slates=slates, item_text=item_text)
     return make(run, "prompts", settings, inputs, write)
@@ -123,11 +126,13 @@ def _write_partition(
     users = histories_of(storage.read_table(histories.path(part_name("histories", partition))))
     written, counts = [], Counter[str]()
     for row in sorted(rows, key=lambda row: str(row["slate_id"])):
-        history = users[row["user_id"]].head(row["history_length"])
+        history = users[row["user_id"]].head(row["history_length"]).tail(config.crm.max_history)
         profile = profiles.of(row["user_id"])
         name = Window(row["window"]).name.lower()
         slot = 0
-        for built in builder.build_all(history, profile, row["items"]):
+        for built in builder.build_all(
+            history, profile, np.array(row["items"]), config.bank.gate
+        ):
             blocks = [block.tolist() for block in built.prompt.blocks]
             written.append({
                 "slate_id": row["slate_id"], "user_id": row["user_id"], "window": row["window"],

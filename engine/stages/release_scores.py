@@ -226,10 +226,10 @@ class _Examinee:
         readings: list[Reading] = []
         for each in questions:
             profile = release.profiles.of(each.row["user_id"])
-            [output] = release.crm.score([each.history], [profile], [each.items])
+            history = each.history.tail(release.max_history)
+            [output] = release.crm.score([history], [profile], [each.items])
             readings.append(read_prompts(
-                release.language, each.history, profile, each.items, output,
-                np.arange(len(each.items)),
+                release.language, history, profile, each.items, output, np.arange(len(each.items)),
             ))
         gates = [
             _gates_row(question, reading.gates[0][0])
@@ -284,14 +284,23 @@ class _Examinee:
     def _answer(self, questions: Sequence[_Question]) -> list[Ranking]:
         """Return the endpoint's rankings."""
         settings = self._sitting.serving.ranking
-        filters = Filters(exclude_seen=self._sitting.exclude_seen)
+        limit = min(settings.max_history, self._release.max_history)
         return answer(self._release, [
             choose(
-                self._release, each.history.tail(settings.max_history),
-                Query(DEPTH, user_id=each.row["user_id"], filters=filters), settings, StageClock(),
+                self._release, each.history.tail(limit),
+                Query(DEPTH, user_id=each.row["user_id"], filters=self._filters(each)), settings,
+                StageClock(),
             )
             for each in questions
         ])
+
+    def _filters(self, question: _Question) -> Filters:
+        """Return what the endpoint leaves out: all seen items, those older than it reads, too."""
+        if not self._sitting.exclude_seen:
+            return Filters()
+        ids = self._release.catalogue.item_ids
+        seen = np.unique(question.history.items)
+        return Filters(exclude_seen=True).without([ids[item] for item in seen])
 
     def _list(
         self, question: _Question, liked: Mapping[int, int], ranking: Ranking

@@ -9,7 +9,7 @@ on disk before it returns); PostgreSQL serves a cluster.
 import fcntl
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,15 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(write=True)
 
 
-def insert_events(engine: Engine) -> Insert:
-    """Return INSERT ... ON CONFLICT (event_id) DO NOTHING of this dialect."""
-    if engine.dialect.name == "sqlite":
-        return sqlite.insert(EVENTS).on_conflict_do_nothing(index_elements=["event_id"])
-    return postgresql.insert(EVENTS).on_conflict_do_nothing(index_elements=["event_id"])
+def insert_events(engine: Engine, *, replaced: Sequence[str] = ()) -> Insert:
+    """Return INSERT of events in this dialect; an id that is there keeps all but `replaced`."""
+    is_sqlite = engine.dialect.name == "sqlite"
+    insert = sqlite.insert(EVENTS) if is_sqlite else postgresql.insert(EVENTS)
+    if not replaced:
+        return insert.on_conflict_do_nothing(index_elements=["event_id"])
+    return insert.on_conflict_do_update(
+        index_elements=["event_id"], set_={name: insert.excluded[name] for name in replaced}
+    )
 
 
 def _connect(url: str) -> Engine:

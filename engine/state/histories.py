@@ -41,6 +41,13 @@ def newest_events(engine: Engine, user_id: str, limit: int) -> list[PastEvent]:
     return [PastEvent(*row) for row in reversed(rows)]
 
 
+def seen_items(engine: Engine, user_id: str) -> list[str]:
+    """Return every item of a user's stored events, each once."""
+    statement = select(EVENTS.c.item_id).where(EVENTS.c.user_id == user_id).distinct()
+    with engine.connect() as connection:
+        return list(connection.scalars(statement))
+
+
 def user_ids(engine: Engine) -> Iterator[str]:
     """Yield every user who has an event, by code point; holds a read transaction meanwhile."""
     statement = select(EVENTS.c.user_id).distinct().order_by(EVENTS.c.user_id)
@@ -60,13 +67,14 @@ def seed(
     """Store whole histories by user; return the events read. Safe to repeat.
 
     An event's id is a hash of user, item, time and its number among equal ones, so seeding a longer
-    history later adds only what is new. Works in batches: an interrupted seed is started again.
+    history later adds only what is new; rating and label follow the last import. Works in batches:
+    an interrupted seed is started again.
     """
     read = 0
     rows = _seed_rows(histories, received_s)
     while chunk := list(islice(rows, SEED_CHUNK)):
         with writing(engine).begin() as connection:
-            connection.execute(insert_events(engine), chunk)
+            connection.execute(insert_events(engine, replaced=("rating", "label")), chunk)
         read += len(chunk)
     return read
 

@@ -36,7 +36,13 @@ from engine.training.engines import (
     start_engine,
     trainable_weights,
 )
-from engine.training.session import Session, global_rows, global_sum, share_of_global_mean
+from engine.training.session import (
+    Session,
+    global_rows,
+    global_sum,
+    share_of_global_mean,
+    step_seed,
+)
 from engine.types import FloatArray, Window
 
 log = logging.getLogger(__name__)
@@ -69,8 +75,8 @@ def adapter_loop(settings: dict[str, Any], session: Session) -> None:
     if resume is not None:
         first_step = load_state(engine, resume, session)["step"]
         curve = json.loads((resume / "curve.json").read_text())
-    torch.manual_seed(config.run.seed + 1000 * session.world_rank + first_step)
     for step in range(first_step, plan.num_steps):
+        torch.manual_seed(step_seed(config.run.seed, step, session.world_rank))
         batches = plan.micro_batches(step, session.world_rank, session.world_size)
         chosen = [[examples[index] for index in batch] for batch in batches]
         num_labels = sum(len(examples[index].labels) for index in plan.indices(step))

@@ -64,20 +64,31 @@ class LaneReader:
         self._plan = plan
         self._lane = lane
         self._load = load
+        self._epoch: int | None = None
+        self._slices: list[tuple[list[int], int]] = []
         self._group: list[int] = []
+        self._order: IntArray = np.zeros(0, np.int64)
         self._rows: CRMRows | None = None
 
     def batch(self, epoch: int, step: int, max_recent: int) -> CRMBatch | None:
         """Return the lane's share of a step; None if the lane is through."""
-        slices = self._plan.slices(epoch, self._lane)
-        if step >= len(slices):
+        if epoch != self._epoch:
+            self._epoch, self._slices = epoch, self._plan.slices(epoch, self._lane)
+            self._order = self._plan.order(epoch, self._group)
+        if step >= len(self._slices):
             return None
-        group, place = slices[step]
-        if self._rows is None or group != self._group:
-            self._group, self._rows = group, join([self._load(number) for number in group])
+        group, place = self._slices[step]
+        rows = self._rows_of(epoch, group)
         size = self._plan.batch_size // self._plan.lanes
-        picked = self._plan.order(epoch, group)[place * size : (place + 1) * size]
-        return self._rows.batch(picked, max_recent)
+        return rows.batch(self._order[place * size : (place + 1) * size], max_recent)
+
+    def _rows_of(self, epoch: int, group: list[int]) -> CRMRows:
+        """Return the rows of a group, and set their order; the last group's go first."""
+        if self._rows is None or group != self._group:
+            self._rows = None
+            self._rows = join([self._load(number) for number in group])
+            self._group, self._order = group, self._plan.order(epoch, group)
+        return self._rows
 
 
 def merge_batches(parts: Sequence[CRMBatch]) -> CRMBatch:

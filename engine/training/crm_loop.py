@@ -28,7 +28,7 @@ from engine.training.engines import (
     start_engine,
     trainable_weights,
 )
-from engine.training.session import Session, global_sum, share_of_global_mean
+from engine.training.session import Session, global_sum, share_of_global_mean, step_seed
 from engine.types import FloatArray, IntArray
 
 CURVE_EVERY = 20
@@ -137,7 +137,7 @@ class CRMTrainer:
     def step(self, number: int, batch: CRMBatch, counted: bool) -> None:
         """Run one optimiser step."""
         loop, size = self._loop, self._session.world_size
-        torch.manual_seed(_step_seed(loop.seed, number, self._session.world_rank))
+        torch.manual_seed(step_seed(loop.seed, number, self._session.world_rank))
         inputs = to_tensors(batch, self._engine.device)
         drawn = self._negatives.draw(loop.crm.retrieval_negatives, loop.seed, number)
         drawn_N = torch.as_tensor(drawn, device=self._engine.device)
@@ -176,11 +176,6 @@ class CRMTrainer:
                 storage.write_json(storage.join(folder, "curve.json"), self._curve)
             ctr = self._curve[-1][1] if self._curve else 0.0
             self._session.report({"crm/ctr_loss": ctr}, Path(folder), checkpoint_name(step))
-
-
-def _step_seed(seed: int, step: int, world_rank: int) -> int:
-    """Return the seed of a step's dropout: the same after a resume."""
-    return int(np.random.SeedSequence([seed, step, world_rank]).generate_state(1)[0])
 
 
 def parameter_groups(model: CRM, config: CRMConfig) -> list[ParameterGroup]:

@@ -16,6 +16,11 @@ from torch import Tensor
 from engine.types import FloatArray
 
 
+def step_seed(seed: int, step: int, world_rank: int) -> int:
+    """Return the seed of one worker's dropout in one step: the same after a resume."""
+    return int(np.random.SeedSequence([seed, step, world_rank]).generate_state(1)[0])
+
+
 class Session(Protocol):
     """One of `world_size` processes that train together."""
 

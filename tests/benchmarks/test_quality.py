@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.quality.__main__ import units
 from benchmarks.quality.comparison import Comparison, Sheet, mean
-from benchmarks.quality.item_text import TextRows, fit
+from benchmarks.quality.item_text import fit
 from benchmarks.quality.plan import Plan, read_plan
 from benchmarks.quality.probe import Probe
 from benchmarks.quality.rows import ROWS
@@ -121,12 +121,11 @@ def test_texts_add_to_the_crm_what_it_does_not_know_and_nothing_else() -> None:
     for weight, gain in ((0.0, 0.0), (1.0, 0.08)):
         chances_N = 1 / (1 + np.exp(-crm_N - weight * text_ND[:, 0]))
         labels_N = (rng.random(6000) < chances_N).astype(np.int64)
-        parts = [
-            TextRows(np.column_stack([crm_N, text_ND])[part], labels_N[part])
-            for part in (slice(0, 2000), slice(2000, 4000), slice(4000, 6000))
-        ]
-        logits_N = fit(parts[0], parts[1]).decision_function(parts[2].features_NF)
-        added = auc(parts[2].labels_N, logits_N) - auc(parts[2].labels_N, crm_N[4000:])
+        features_NF = np.column_stack([crm_N, text_ND])
+        learned, chosen, asked = slice(0, 2000), slice(2000, 4000), slice(4000, 6000)
+        linear = fit(features_NF[learned], labels_N[learned], features_NF[chosen], labels_N[chosen])
+        logits_N = linear.model.decision_function(features_NF[asked])
+        added = auc(labels_N[asked], logits_N) - auc(labels_N[asked], crm_N[asked])
         assert added == pytest.approx(gain, abs=0.03)
 
 

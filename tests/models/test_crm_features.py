@@ -57,6 +57,27 @@ def test_events_are_counted_per_item() -> None:
     assert count_events(history, 3).tolist() == [[0, 0, 0], [1, 0, 1], [2, 2, 9]]
 
 
+@settings(max_examples=30)
+@given(length=st.integers(0, 30), limit=st.integers(1, 20), seed=st.integers(0, 99))
+def test_only_the_newest_events_count_and_older_ones_are_as_if_not_there(
+    length: int, limit: int, seed: int
+) -> None:
+    """So an endpoint that reads `max_history` events says what was trained and examined."""
+    config = world.CRM_CONFIG.model_copy(update={"max_history": limit})
+    known = world.maps().space(world.catalogue(), world.vectors(), config, world.SOURCE)
+    whole = world.history(length, seed)
+    cut = whole.tail(limit)
+    found, expected = (
+        rows_of(each, [1, 2, 3], [len(each)] * 3, known).batch(np.arange(3), limit)
+        for each in (whole, cut)
+    )
+    for field in fields(CRMBatch):
+        np.testing.assert_allclose(
+            getattr(found, field.name), getattr(expected, field.name), atol=1e-5,
+            err_msg=field.name,
+        )
+
+
 def test_level_codes_tell_ratings_and_labels_apart() -> None:
     history = History(
         np.ones(4, np.int32), np.array([1, 3, 4, 5]), np.array([0, 0, 1, 1]), np.arange(4)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from engine.config import LabelConfig, PromptConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.errors import PromptError
 from engine.prompts.template import PromptBuilder
-from engine.types import History, HistoryScope, Profile
+from engine.types import GateInput, History, HistoryScope, Profile
 from tests.tiny_llama import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -83,6 +84,16 @@ def test_implicit_feedback_shows_no_ratings() -> None:
     )
 
 
+def test_clicks_and_skips_without_ratings_are_told_apart() -> None:
+    source = SourceConfig(format="csv", label=LabelConfig(kind="column"))
+    history = replace(history_of([1, 2]), ratings=np.ones(2, np.float32), labels=np.array([1, 0]))
+    built = builder(source).build(history, Profile(), np.array([8]))
+    assert (
+        "Of 2 movies liked 50%.\nHistory, newest last:\n- Movie 1: Yes\n- Movie 2: No\n"
+        in text_of(built)
+    )
+
+
 def test_an_empty_history_says_so() -> None:
     built = builder().build(History.empty(), Profile(), np.array([1, 2]))
     assert "No movie yet.\nFor each movie" in text_of(built)
@@ -111,6 +122,16 @@ def test_candidate_scope_shows_the_past_most_like_each_candidate() -> None:
     prompts = chooser.build_all(history, PROFILE, np.array([21, 22]))
     assert [built.shown.tolist() for built in prompts] == [[0, 3], [1, 4]]
     assert all(len(built.prompt.blocks) == 1 for built in prompts)
+
+
+def test_target_gates_get_a_prompt_for_each_candidate_with_the_text_of_the_slate() -> None:
+    history, candidates = history_of([1, 2, 3]), np.array([21, 22])
+    [shared] = builder().build_all(history, PROFILE, candidates, GateInput.HYBRID)
+    apart = builder().build_all(history, PROFILE, candidates, GateInput.TARGET)
+    assert [each.prompt.prefix.tolist() for each in apart] == [shared.prompt.prefix.tolist()] * 2
+    assert [[block.tolist() for block in each.prompt.blocks] for each in apart] == [
+        [block.tolist()] for block in shared.prompt.blocks
+    ]
 
 
 @settings(max_examples=40)

@@ -1,11 +1,14 @@
 import pytest
 
-from engine.config import LabelConfig, SourceConfig
+from engine.config import ColumnsConfig, LabelConfig, SourceConfig
 from engine.errors import RequestError
 from engine.recommender.feedback import Feedback, rating_of, read_feedback
 
 STARS = SourceConfig()
-CLICKS = SourceConfig(label=LabelConfig(kind="column"))
+CLICKS = SourceConfig(format="csv", label=LabelConfig(kind="column"))
+REVIEWS = SourceConfig(
+    format="csv", columns=ColumnsConfig(rating="stars"), label=LabelConfig(kind="column")
+)
 PURCHASES = SourceConfig(label=LabelConfig(kind="implicit"))
 
 
@@ -25,7 +28,8 @@ def test_a_label_is_given_or_follows_from_the_rating(
 
 
 @pytest.mark.parametrize(("source", "rating", "label", "named"), [
-    (STARS, None, None, "rating"), (CLICKS, None, None, "rating"), (STARS, 0.5, None, "rating"),
+    (STARS, None, None, "rating"), (CLICKS, None, None, "label"), (CLICKS, 5.0, None, "label"),
+    (STARS, 0.5, None, "rating"),
     (STARS, 5.5, 1, "rating"), (STARS, float("nan"), None, "rating"), (PURCHASES, None, 0, "label"),
 ])
 def test_what_says_nothing_or_too_much_is_refused(
@@ -37,7 +41,9 @@ def test_what_says_nothing_or_too_much_is_refused(
 
 @pytest.mark.parametrize(("source", "rating", "label", "expected"), [
     (STARS, 2.5, 1, 2.5), (STARS, None, 1, 4.0), (STARS, None, 0, 1.0),
-    (CLICKS, None, 0, 1.0), (PURCHASES, None, 1, 1.0),
+    (CLICKS, None, 0, 1.0), (CLICKS, 5.0, 1, 1.0),
+    (REVIEWS, 5.0, 0, 5.0), (REVIEWS, None, 1, 3.0),
+    (PURCHASES, None, 1, 1.0), (PURCHASES, 5.0, 1, 1.0),    # imported purchases all have 1
 ])
 def test_models_read_a_rating_that_fits_the_label(
     source: SourceConfig, rating: float | None, label: int, expected: float

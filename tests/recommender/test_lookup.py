@@ -43,6 +43,22 @@ def test_only_the_newest_events_are_read(
     assert found.task.history.items.tolist() == world.histories[user_id].items[-4:].tolist()
 
 
+def test_seen_items_are_left_out_however_old_they_are(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    user_id = max(world.histories, key=lambda user: len(world.histories[user]))
+    seen = set(world.histories[user_id].items.tolist())
+    short = RANKING.model_copy(update={"max_history": 4, "max_candidates": 40})
+    assert len(seen) > 4
+    for exclude_seen in (True, False):
+        query = Query(k=5, user_id=user_id, filters=Filters(exclude_seen=exclude_seen))
+        found = find(release, seeded, query, short)
+        assert found.task is not None
+        assert found.history_length == 4
+        expected = set(range(1, 41)) - (seen if exclude_seen else set())
+        assert set(found.task.candidates.tolist()) == expected
+
+
 def test_candidates_are_found_or_named(
     world: TinyWorld, release: LoadedRelease, seeded: Engine
 ) -> None:
@@ -96,6 +112,20 @@ def test_events_of_items_that_the_release_lacks_are_left_out(release: LoadedRele
     assert [release.catalogue.item_ids[item] for item in history.items] == ["1", "2"]
     assert history.ratings.tolist() == [4.0, 1.0]
     assert history.timestamps_s.tolist() == [5, 7]
+
+
+def test_items_that_the_release_lacks_take_no_place_of_those_it_has(
+    release: LoadedRelease, database: Engine
+) -> None:
+    append(database, [
+        Event("1", "zoe", "4", 10, 5.0, 1),
+        *(Event(f"n{time_s}", "zoe", "new", time_s, 5.0, 1) for time_s in range(20, 29)),
+        Event("n", "yan", "new", 20, 5.0, 1),
+    ])
+    assert [event.item_id for event in user_events(release, database, "zoe", 1)] == ["4"]
+    short = RANKING.model_copy(update={"max_history": 2})
+    assert find(release, database, Query(k=4, user_id="zoe"), short).history_length == 1
+    assert user_events(release, database, "yan", 5) == []      # known, though not by this release
 
 
 def test_a_guest_history_keeps_its_order(release: LoadedRelease) -> None:

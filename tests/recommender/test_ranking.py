@@ -128,10 +128,14 @@ def test_a_prompt_that_cannot_be_built_costs_only_its_own_request(
         def __init__(self, half: LanguageHalf) -> None:
             self.config, self.half = half.prompts.config, half
 
-        def build_all(self, history: History, profile: object, items: object) -> object:
+        def build_all(
+            self, history: History, profile: object, items: object, gate: object
+        ) -> object:
             if history is tasks[0].history:
                 raise PromptError("profile and candidate take 9999 tokens")
-            return self.half.prompts.build_all(history, profile, items)  # type: ignore[arg-type]
+            return self.half.prompts.build_all(  # type: ignore[call-overload]
+                history, profile, items, gate
+            )
 
     assert release.language is not None
     tasks = [task_of(world, 0), task_of(world, 1)]

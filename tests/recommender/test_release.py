@@ -5,12 +5,14 @@ import pytest
 
 from engine import storage
 from engine.errors import ChecksumError, ReleaseError, ReleaseNotFoundError
-from engine.recommender.release import load_release
+from engine.recommender.release import LoadedRelease, load_release
 from tests.tiny_release import TinyWorld, tiny_world
 
 
-def load(world: TinyWorld, release_id: str, *, with_llm: bool = True) -> None:
-    load_release(world.registry, release_id, model_cache="", device="cpu", with_llm=with_llm)
+def load(world: TinyWorld, release_id: str, *, with_llm: bool = True) -> LoadedRelease:
+    return load_release(
+        world.registry, release_id, model_cache="", device="cpu", with_llm=with_llm
+    )
 
 
 @pytest.fixture
@@ -47,6 +49,19 @@ def test_another_base_model_is_refused_by_the_half_that_needs_it(own_world: Tiny
     with pytest.raises(ReleaseError, match=r"config\.json"):
         load(own_world, "r1")
     load(own_world, "r1", with_llm=False)
+
+
+def test_a_bank_that_learned_from_other_prompts_is_refused_by_the_half_that_reads_them(
+    own_world: TinyWorld,
+) -> None:
+    language = load(own_world, "r1").language
+    assert language is not None
+    for release_id, digest in (("same", language.prompts.digest()), ("other", "ff" * 32)):
+        own_world.publish(release_id, template_sha256=digest)
+    load(own_world, "same")
+    load(own_world, "other", with_llm=False)
+    with pytest.raises(ReleaseError, match="prompts"):
+        load(own_world, "other")
 
 
 def test_a_bank_of_another_crm_is_refused(

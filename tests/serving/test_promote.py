@@ -1,6 +1,7 @@
 """jobs/promote.py and jobs/rollback.py without a running application."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from copy import deepcopy
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ReleaseError
+from engine.errors import ReleaseError, ReleaseNotFoundError
 from jobs import promote, rollback
 from tests.tiny_release import TinyWorld, tiny_world
 
@@ -48,6 +49,75 @@ def test_every_follower_gets_the_same_higher_counter() -> None:
 
 def test_without_a_follower_there_is_no_change() -> None:
     assert promote.bumped(details(None))[1] == 0
+
+
+def following(*registries: str) -> dict[str, Any]:
+    found = details(*(1 for _ in registries))
+    deployments = found["applications"]["one"]["deployed_app_config"]["deployments"]
+    for deployment, registry in zip(deployments, registries, strict=True):
+        deployment["user_config"]["registry"] = registry
+    return found
+
+
+@pytest.mark.parametrize("registries", [("s3://b/r", "s3://b/r"), ("runs/releases",)])
+def test_the_registry_that_an_application_follows_may_be_changed(
+    registries: tuple[str, ...],
+) -> None:
+    promote.check_registry(following(*registries), "s3://b/r")
+
+
+def test_a_registry_that_no_application_follows_is_left_alone(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--registry", world.registry_root, "--address", "http://127.0.0.1:1"]
+    monkeypatch.setattr(promote, "read_details", lambda _: following("s3://b/r"))
+    assert promote.main(["r1", *arguments]) == 1
+    assert "s3://b/r" in capsys.readouterr().err
+    monkeypatch.setattr(promote, "read_details", lambda _: details(None))
+    assert promote.main(["r1", *arguments]) == 1
+    with pytest.raises(ReleaseNotFoundError):
+        world.registry.live()
+
+
+def test_an_address_without_a_dashboard_changes_nothing(
+    world: TinyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for release_id in ("r1", "r2"):
+        world.registry.promote(release_id)
+    arguments = ["--registry", world.registry_root, "--address", "http://127.0.0.1:1"]
+    assert rollback.main(arguments) == 1
+    assert "http://127.0.0.1:1" in capsys.readouterr().err
+    assert world.registry.live() == ("r2", "r1")
+
+
+def test_a_change_that_does_not_arrive_says_how_to_go_on(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gone:
+        def get_serve_details(self) -> dict[str, Any]:
+            return following(world.registry_root)
+
+        def deploy_applications(self, _: object) -> None:
+            raise ConnectionError("gone")
+
+    for release_id in ("r1", "r2"):
+        world.registry.promote(release_id)
+    monkeypatch.setattr(promote, "_client", lambda _: Gone())
+    arguments = ["--registry", world.registry_root, "--address", "http://x"]
+    assert rollback.main(arguments) == 1
+    assert "promote 'r1' again" in capsys.readouterr().err      # a second rollback would undo it
+    assert world.registry.live() == ("r1", "r2")
+
+
+def test_an_endpoint_that_hangs_up_is_asked_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def hang_up() -> None:
+            server.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        assert promote.read_replicas(f"http://127.0.0.1:{server.getsockname()[1]}") == []
+        thread.join()
 
 
 @pytest.fixture

@@ -172,6 +172,29 @@ def test_a_request_for_a_release_not_held_makes_the_replica_look_at_live(
     asyncio.run(run())
 
 
+def test_a_replica_gets_the_release_that_the_other_half_holds(fake: FakeRegistry) -> None:
+    """The scorer refused b and holds a; a retriever that starts now knows of b alone."""
+    async def run() -> None:
+        fake.go_live("b", "a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(2))
+        assert holder.find("a") == Unavailable("a", "b")
+        await settle(holder)
+        found = holder.find("a")
+        assert not isinstance(found, Unavailable)
+        assert found.release_id == "a"
+        state = holder.state()
+        assert (state.release_id, state.previous_id, state.refusal) == ("b", "a", None)
+        fake.broken.add("x")
+        for _ in range(3):                     # what cannot be had is not tried at every request
+            assert holder.find("x") == Unavailable("x", "b")
+            await settle(holder)
+        assert fake.loaded == ["b", "a", "x"]
+        assert holder.state().refusal is None
+
+    asyncio.run(run())
+
+
 def test_never_more_than_two_releases_are_held(fake: FakeRegistry) -> None:
     held_at_load: list[int] = []
 

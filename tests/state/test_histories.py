@@ -63,6 +63,14 @@ def test_seeding_a_longer_history_adds_what_is_new(database: Engine) -> None:
     assert newest_events(database, "ann", 9) == longer
 
 
+def test_seeding_again_takes_the_labels_of_the_last_import(database: Engine) -> None:
+    seed(database, HISTORIES.items())
+    relabelled = [PastEvent("a", 1, 4.0, 0), PastEvent("b", 2, 2.0, 1)]
+    seed(database, [("ann", relabelled)])
+    assert newest_events(database, "ann", 9) == relabelled
+    assert newest_events(database, "bob", 9) == HISTORIES["bob"]
+
+
 def test_seeding_keeps_what_clients_sent(database: Engine) -> None:
     append(database, [Event("1", "ann", "c", 3, None, 1)])
     seed(database, HISTORIES.items())

@@ -170,6 +170,17 @@ def test_two_workers_killed_and_started_again_learn_what_one_learns_uninterrupte
     assert_same(bank, reference[1], 1e-4)
 
 
+def test_a_resumed_training_draws_the_dropout_of_an_uninterrupted_one(
+    ray_local: str, world: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {**changed(world, bank={"gate_dropout": 0.5}), "flag": str(tmp_path / "flag")}
+    _, expected = train(settings, tmp_path / "whole")
+    with pytest.raises(WorkerGroupError):
+        train(settings, tmp_path / "run", loop=dying_loop)
+    _, resumed = train(settings, tmp_path / "run", loop=dying_loop)
+    assert_same(resumed, expected, 1e-6)
+
+
 @pytest.mark.parametrize("gate", [GateInput.HYBRID])
 def test_training_leaves_the_base_weights_equal_bit_for_bit(
     ray_local: str, world: dict[str, Any], tmp_path: Path, gate: GateInput
