@@ -34,7 +34,7 @@ from engine.types import FloatArray, IntArray, Window
 
 TITLES = {
     "popularity": "popularity", "crm": "our CRM, out of time",
-    "crm-text": "our CRM, out of time, and a linear model of item texts",
+    "crm-text": "our CRM, out of time, and a small model of item texts",
     "crm-whole": "our CRM, whole training window", "din": "FuxiCTR DIN", "sim": "FuxiCTR SIM",
 }
 WHOLE = Window.CRM, Window.BANK
@@ -182,17 +182,16 @@ class References:
         ])
 
     def _with_text(self, seed: int) -> Answer:
-        """Return the answer of the CRM and a linear model of item texts, which learns by request.
-        """
+        """Return the answer of the CRM and a small model of item texts, which learns by request."""
         states = self.ground.states(seed=seed)
         logits = self._logits(states, "logits")
         learned, chosen, asked = (self._text_rows[window] for window in WINDOWS)
-        linear = fit(learned.beside(logits), learned.labels_N,
+        fitted = fit(learned.beside(logits), learned.labels_N,
                      chosen.beside(logits), chosen.labels_N)
         return Answer(
             {"parameters": states.crm.facts["parameters"], "rows": len(learned.labels_N),
-             "penalty": linear.penalty, "validation_auc": linear.validation_auc},
-            by_request_N=linear.model.decision_function(asked.beside(logits)),
+             "model": fitted.name, "validation_auc": fitted.validation_auc},
+            by_request_N=fitted.model.decision_function(asked.beside(logits)),
         )
 
     @cached_property

@@ -158,8 +158,8 @@ def test_texts_add_to_the_crm_what_it_does_not_know_and_nothing_else() -> None:
         labels_N = (rng.random(6000) < chances_N).astype(np.int64)
         features_NF = np.column_stack([crm_N, text_ND])
         learned, chosen, asked = slice(0, 2000), slice(2000, 4000), slice(4000, 6000)
-        linear = fit(features_NF[learned], labels_N[learned], features_NF[chosen], labels_N[chosen])
-        logits_N = linear.model.decision_function(features_NF[asked])
+        fitted = fit(features_NF[learned], labels_N[learned], features_NF[chosen], labels_N[chosen])
+        logits_N = fitted.model.decision_function(features_NF[asked])
         added = auc(labels_N[asked], logits_N) - auc(labels_N[asked], crm_N[asked])
         assert added == pytest.approx(gain, abs=0.03)
 
