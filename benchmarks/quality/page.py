@@ -220,12 +220,13 @@ class DataSet:
         lines = [
             (each["row"], f"{each['rate']:g}",
              ", ".join(f"{name}={value}" for name, value in each["settings"].items()),
-             f"{each['steps']:,}", *_validation(each, "llm"), *_validation(each, "fused"))
-            for each in self.tries
+             each["commit"], f"{each['steps']:,}",
+             *_validation(each, "llm"), *_validation(each, "fused"))
+            for each in sorted(self.tries, key=lambda each: (each["row"], each["rate"]))
         ]
-        lines += [(title, "", "", "", *_validation(self.tries[0], model), "", "", "")
+        lines += [(title, "", "", "", "", *_validation(self.tries[0], model), "", "", "")
                   for model, title in titles.items()]
-        return _table(("row", "rate", "settings", "steps", "AUC", "per-user AUC",
+        return _table(("row", "rate", "settings", "commit", "steps", "AUC", "per-user AUC",
                        "AUC within a slate", "fused AUC", "fused per-user AUC",
                        "fused AUC within a slate"), lines)
 
