@@ -69,21 +69,27 @@ class Probe:
 
     def by_vectors(self) -> FloatArray:
         """Return w . vector of each item; w fits the order of all pairs within a slate."""
-        firsts, seconds = self._pairs()
+        firsts, seconds = pairs_within(self.slates_N, self.labels_N)
         gaps_PD = self.vectors_ID[self.items_N[firsts]] - self.vectors_ID[self.items_N[seconds]]
-        model = LogisticRegression(C=PENALTY, fit_intercept=False, max_iter=1000)
-        model.fit(np.concatenate([gaps_PD, -gaps_PD]), np.repeat([1, 0], len(gaps_PD)))
-        scores: FloatArray = self.vectors_ID @ model.coef_[0]
+        scores: FloatArray = self.vectors_ID @ fit_order(gaps_PD, PENALTY)
         return scores
 
-    def _pairs(self) -> tuple[IntArray, IntArray]:
-        """Return the places of every positive and negative of one slate."""
-        by_slate = np.argsort(self.slates_N, kind="stable")
-        ends = np.cumsum(np.bincount(self.slates_N))[:-1]
-        pairs = [
-            pair for places in np.split(by_slate, ends)
-            for pair in product(places[self.labels_N[places] == 1],
-                                places[self.labels_N[places] == 0])
-        ]
-        firsts, seconds = np.array(pairs).T
-        return firsts, seconds
+
+def pairs_within(slates_N: IntArray, labels_N: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the places of every positive and negative of one slate."""
+    by_slate = np.argsort(slates_N, kind="stable")
+    ends = np.cumsum(np.bincount(slates_N))[:-1]
+    pairs = [
+        pair for places in np.split(by_slate, ends)
+        for pair in product(places[labels_N[places] == 1], places[labels_N[places] == 0])
+    ]
+    firsts, seconds = np.array(pairs).T
+    return firsts, seconds
+
+
+def fit_order(gaps_PD: FloatArray, inverse_penalty: float) -> FloatArray:
+    """Return w [D] that puts the first of each pair before the second; a gap is first - second."""
+    model = LogisticRegression(C=inverse_penalty, fit_intercept=False, max_iter=1000)
+    model.fit(np.concatenate([gaps_PD, -gaps_PD]), np.repeat([1, 0], len(gaps_PD)))
+    weights_D: FloatArray = model.coef_[0]
+    return weights_D

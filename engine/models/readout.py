@@ -20,11 +20,18 @@ class Readout(nn.Module):
     def forward(self, hidden_BTD: Tensor, segments_BT: Tensor, num_slots: int) -> Tensor:
         """Return one value for each of `num_slots` candidates, [B, M], float32.
 
-        Segment m + 1 is the block of candidate m; a slot without a block gets the bias.
+        A slot without a block gets the bias.
         """
-        slots_M = torch.arange(1, num_slots + 1, device=segments_BT.device)
-        is_of_BMT = (segments_BT[:, None, :] == slots_M[:, None]).to(self.weight.dtype)
-        counts_BM1 = is_of_BMT.sum(-1, keepdim=True).clamp_min(1)
-        mean_BMD = is_of_BMT @ hidden_BTD.to(self.weight.dtype) / counts_BM1
+        mean_BMD = block_means(hidden_BTD.to(self.weight.dtype), segments_BT, num_slots)
         logits_BM = F.rms_norm(mean_BMD, self.weight.shape) @ self.weight + self.bias
         return logits_BM.float()
+
+
+def block_means(hidden_BTD: Tensor, segments_BT: Tensor, num_slots: int) -> Tensor:
+    """Return the mean state of each candidate's tokens, [B, M, D]; zeros where there is none.
+
+    Segment m + 1 is the block of candidate m.
+    """
+    slots_M = torch.arange(1, num_slots + 1, device=segments_BT.device)
+    is_of_BMT = (segments_BT[:, None, :] == slots_M[:, None]).to(hidden_BTD.dtype)
+    return is_of_BMT @ hidden_BTD / is_of_BMT.sum(-1, keepdim=True).clamp_min(1)
