@@ -84,7 +84,7 @@ class SourceConfig(Section):
     rating_max: float = Field(default=5.0)
     """Highest allowed rating."""
     rating_levels: int = Field(default=5, ge=1, le=100)
-    """Evenly spaced rating levels that the CRM and the prompt tell apart."""
+    """Evenly spaced rating levels that the CRM tells apart."""
     item_fields: tuple[str, ...] = Field(default=("genres", "year"))
     """Item columns used as features, prompt text and filters."""
     user_fields: tuple[str, ...] = Field(default=("gender", "age", "occupation"))
@@ -485,6 +485,12 @@ def at_home(path: str) -> str:
     if not home or "://" in path:
         return path
     return str(Path(home) / Path(path).expanduser())
+
+
+def database_at_home(url: str) -> str:
+    """Return a database URL whose relative SQLite file starts from the home folder."""
+    prefix = "sqlite:///"
+    return prefix + at_home(url.removeprefix(prefix)) if url.startswith(prefix) else url
 
 
 def _at_home(values: dict[str, Any]) -> dict[str, Any]:

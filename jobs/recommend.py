@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from engine.config import ServingConfig, at_home
+from engine.config import ServingConfig, at_home, database_at_home
 from engine.errors import ConfigError
 from jobs.exit_code import exit_code
 
@@ -85,13 +85,10 @@ def read_serve_config(path: str) -> tuple[ServingConfig, str]:
 
 def with_paths_at_home(serving: ServingConfig) -> ServingConfig:
     """Return the arguments with the relative paths of database and base model at home."""
-    url = serving.database_url
-    prefix = "sqlite:///"
-    if url.startswith(prefix):
-        url = prefix + at_home(url.removeprefix(prefix))
-    return serving.model_copy(
-        update={"database_url": url, "model_cache": at_home(serving.model_cache)}
-    )
+    return serving.model_copy(update={
+        "database_url": database_at_home(serving.database_url),
+        "model_cache": at_home(serving.model_cache),
+    })
 
 
 def read_fields(pairs: Sequence[str]) -> dict[str, list[str]]:

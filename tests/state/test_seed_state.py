@@ -86,6 +86,19 @@ def test_a_config_names_the_histories_of_its_live_release(
     assert "--histories" in capsys.readouterr().err
 
 
+def test_a_relative_database_is_the_one_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submitted job works in a copy of the repository that is thrown away."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIFELORA_HOME", str(tmp_path / "home"))
+    found: list[str] = []
+    monkeypatch.setattr(seed_state, "seed_histories", lambda _, url: found.append(url) or 0)
+    assert seed_state.main(["--histories", "h", "--database", "sqlite:///state/x.db"]) == 0
+    assert seed_state.main(["--histories", "h", "--database", "postgresql://d/x"]) == 0
+    assert found == [f"sqlite:///{tmp_path}/home/state/x.db", "postgresql://d/x"]
+
+
 def test_a_missing_artifact_is_an_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
