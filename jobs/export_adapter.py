@@ -3,7 +3,8 @@
 python jobs/export_adapter.py --user 405 --registry runs/releases --out adapters/405 [--item 50]
 
 `target` and `hybrid` gates depend on the candidate: they need --item. PEFT loads the folder with
-`PeftModel.from_pretrained(base_model, folder)`.
+`PeftModel.from_pretrained(base_model, folder)`. Where the release has a readout (`bank.readout:
+block`), readout.safetensors beside it holds what its scores add to the log-odds of the answer.
 """
 
 import argparse
@@ -37,11 +38,10 @@ def export(options: argparse.Namespace) -> None:
     from engine.errors import UnknownUserError
     from engine.models.adapter_export import export_adapter
     from engine.models.base import model_path
-    from engine.recommender.histories import stored_history
+    from engine.recommender.lookup import newest_known
     from engine.recommender.release import load_release
     from engine.releases.registry import Registry
     from engine.state.database import open_database
-    from engine.state.histories import newest_events
     from engine.types import GateInput
 
     registry = Registry(options.registry)
@@ -54,14 +54,13 @@ def export(options: argparse.Namespace) -> None:
     if model.config.gate is not GateInput.USER and options.item is None:
         raise ConfigError(f"release {release_id!r} has {model.config.gate} gates: name an --item")
     database = open_database(options.database)
-    events = newest_events(database, options.user, ServingConfig().ranking.max_history)
+    history = newest_known(release, database, options.user, release.max_history)
     database.dispose()
-    if not events:
+    if not len(history):
         raise UnknownUserError(f"user {options.user!r} has no events in {options.database}")
     item = release.catalogue.index_of(options.item) if options.item else 1
-    output = release.crm.score(
-        [stored_history(release, events)], [release.profiles.of(options.user)], [np.array([item])]
-    )[0]
+    profile = release.profiles.of(options.user)
+    [output] = release.crm.score([history], [profile], [np.array([item])])
     export_adapter(model, model.gates(output)[-1], options.out, model_path(base))
     print(f"adapter: {options.out}")
 
