@@ -100,12 +100,9 @@ class Trainer:
     def __init__(self, config: EngineConfig, example: AdapterExample) -> None:
         torch.manual_seed(config.run.seed)
         self.model = build_model(config, example).train()
-        named = self.model.adapter_parameters()
-        bank = [each for name, each in named.items() if name.startswith("bank.")]
-        gates = [each for name, each in named.items() if not name.startswith("bank.")]
         self.optimiser = torch.optim.AdamW([
-            {"params": bank, "lr": config.adapters.learning_rate},
-            {"params": gates, "lr": config.adapters.gate_learning_rate},
+            {"params": list(parameters.values()), "lr": config.adapters.rates[part]}
+            for part, parameters in self.model.adapter_parts().items()
         ], weight_decay=0.0)
 
     def step(self, examples: Sequence[AdapterExample]) -> float:

@@ -277,6 +277,10 @@ class BankConfig(Section):
     """Dropout in each gate's MLP."""
     temperature: float = Field(default=1.0, gt=0)
     """T of softmax(g / T)."""
+    readout: Literal["answer", "block"] = Field(default="block")
+    """Where a candidate's logit is read. `answer`: log-odds of the two answer tokens, at its last
+    token (the paper's form). `block`: that, and a learned linear function of the mean state of the
+    candidate's tokens."""
 
 
 class AdapterTrainingConfig(Section):
@@ -294,6 +298,8 @@ class AdapterTrainingConfig(Section):
     """Peak rate of the bank; warm-up, then linear decay to zero."""
     gate_learning_rate: float = Field(default=4e-3, gt=0)
     """Peak rate of the gates."""
+    readout_learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak rate of the readout, see `bank.readout`."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -320,6 +326,14 @@ class AdapterTrainingConfig(Section):
     """Steps between checkpoints."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts after a failed worker."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Return the peak rate of each part of what is trained."""
+        return {
+            "bank": self.learning_rate, "gates": self.gate_learning_rate,
+            "readout": self.readout_learning_rate,
+        }
 
 
 class TargetsConfig(Section):
@@ -414,6 +428,8 @@ class EngineConfig(Section):
             raise ValueError(
                 "adapters.learn 'residuals' needs adapters.loss 'answers', 'pairs' or 'joint'"
             )
+        if self.bank.readout == "block" and self.adapters.loss == "vocabulary":
+            raise ValueError("adapters.loss 'vocabulary' needs bank.readout 'answer'")
         if self.prompt.scope is HistoryScope.CANDIDATE and self.adapters.loss == "pairs":
             raise ValueError("adapters.loss 'pairs' orders a slate; prompt.scope must be 'slate'")
         if self.prompt.scope is HistoryScope.CANDIDATE and self.bank.gate is GateInput.HYBRID:

@@ -4,6 +4,8 @@
     sum_of_products   rank N r, lora_alpha = alpha N    A_k stacked, a_k B_k side by side
 
     adapter_model.safetensors, adapter_config.json
+    readout.safetensors     weight [D], bias [1] of models/readout.py, where the release has one:
+                            what it adds to the log-odds of the answer
 """
 
 import numpy as np
@@ -25,6 +27,9 @@ def export_adapter(
     storage.write_tensors(
         storage.join(folder, "adapter_model.safetensors"), adapter_tensors(model, weights_GN)
     )
+    if model.readout is not None:
+        weights = {name: each.cpu().numpy() for name, each in model.readout.state_dict().items()}
+        storage.write_tensors(storage.join(folder, "readout.safetensors"), weights)
     config = adapter_config(model, base_name).to_dict()
     plain = {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.items()

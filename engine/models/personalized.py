@@ -1,7 +1,8 @@
 """Frozen base model + bank + router: (packed prompts, CRM output) -> one logit per candidate.
 
 The logit is the log-odds of the positive over the negative answer token at a candidate's last
-position. Only those positions pass through the two answer rows of the output head.
+position, and what the readout adds (`bank.readout`). Only those positions pass through the two
+answer rows of the output head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from engine.errors import ArtifactError
 from engine.models.base import load_base_model
 from engine.models.lora import Gates, install_bank
 from engine.models.packing import PackedBatch, pack
+from engine.models.readout import Readout
 from engine.models.router import Router
 from engine.prompts.tokens import Answers, answer_tokens
 from engine.types import CRMOutput, FloatArray, GateInput, SlatePrompt
@@ -86,6 +88,7 @@ class PersonalizedLLM(nn.Module):
         self.pad_id = int(tokenizer.pad_token_id or 0)
         self.blocks = install_bank(base, bank)
         self.base: Any = base       # transformers' attributes are untyped
+        self.readout = Readout(base.config.hidden_size) if bank.readout == "block" else None
         num_gates = len(self.blocks) * len(bank.targets)
         device = next(base.parameters()).device
         self.user_router = self.target_router = None
@@ -93,6 +96,8 @@ class PersonalizedLLM(nn.Module):
             self.user_router = Router(state_dims[0], num_gates, bank).to(device)
         if bank.gate is not GateInput.USER:
             self.target_router = Router(state_dims[1], num_gates, bank).to(device)
+        if self.readout is not None:
+            self.readout.to(device)
         for block in self.blocks:
             block.banks.to(device=device, dtype=torch.float32)
 
@@ -130,22 +135,35 @@ class PersonalizedLLM(nn.Module):
 
     # ----- scores
 
-    def answer_states(self, batch: PackedBatch, gates: Gates | None) -> Tensor:
-        """Return the last hidden state at every answer position, [B, M, D]."""
-        hidden_BTD = self.base.get_decoder()(
+    def hidden_states(self, batch: PackedBatch, gates: Gates | None) -> Tensor:
+        """Return the last hidden state of every token, [B, T, D]; without gates the base model's.
+        """
+        hidden_BTD: Tensor = self.base.get_decoder()(
             input_ids=batch.input_ids_BT, attention_mask=batch.mask_B1TT,
             position_ids=batch.positions_BT, use_cache=False, gates=gates,
         ).last_hidden_state
+        return hidden_BTD
+
+    def answer_states(self, hidden_BTD: Tensor, batch: PackedBatch) -> Tensor:
+        """Return those at the answer positions, [B, M, D]."""
         index_BMD = batch.answers_BM[:, :, None].expand(-1, -1, hidden_BTD.shape[-1])
         answer_BMD: Tensor = hidden_BTD.gather(1, index_BMD)
         return answer_BMD
 
-    def logits(self, answer_BMD: Tensor) -> Tensor:
+    def answer_logits(self, hidden_BTD: Tensor, batch: PackedBatch) -> Tensor:
         """Return the log-odds of the positive over the negative answer, [B, M], float32."""
         head_VD = self.base.get_output_embeddings().weight
         yes_D, no_D = (head_VD[i].float() for i in (self.answers.positive, self.answers.negative))
-        logits_BM: Tensor = answer_BMD.float() @ (yes_D - no_D)
+        logits_BM: Tensor = self.answer_states(hidden_BTD, batch).float() @ (yes_D - no_D)
         return logits_BM
+
+    def logits(self, hidden_BTD: Tensor, batch: PackedBatch) -> Tensor:
+        """Return the logit of every candidate, [B, M], float32."""
+        logits_BM = self.answer_logits(hidden_BTD, batch)
+        if self.readout is None:
+            return logits_BM
+        added_BM: Tensor = self.readout(hidden_BTD, batch.segments_BT, logits_BM.shape[1])
+        return logits_BM + added_BM
 
     def forward(
         self,
@@ -161,13 +179,13 @@ class PersonalizedLLM(nn.Module):
         beside this one's own.
         """
         weights_BPGN = self.weights(states)
-        answer_BMD = self.answer_states(batch, self.segment_gates(weights_BPGN, batch))
-        logits_BM = self.logits(answer_BMD)
+        hidden_BTD = self.hidden_states(batch, self.segment_gates(weights_BPGN, batch))
+        logits_BM = self.logits(hidden_BTD, batch)
         if labels_BM is None:
             return logits_BM, weights_BPGN, None
         both_BM = logits_BM if offsets_BM is None else logits_BM + offsets_BM
         if loss == "vocabulary":
-            losses_BM = self._vocabulary_losses(answer_BMD, labels_BM)
+            losses_BM = self._vocabulary_losses(self.answer_states(hidden_BTD, batch), labels_BM)
         elif loss == "pairs":
             losses_BM = pair_losses(both_BM, labels_BM, batch.is_candidate_BM)
         else:
@@ -200,7 +218,7 @@ class PersonalizedLLM(nn.Module):
     ) -> list[FloatArray]:
         """Return logits [M] of each prompt, all prompts in one batch, each under its own gates.
 
-        `gates[i]` is [P, G, N]; None scores with the base model alone.
+        `gates[i]` is [P, G, N]; None scores with the base model alone, without the readout.
         """
         batch = pack(prompts, pad_id=self.pad_id, device=self.device)
         bound = None
@@ -210,24 +228,35 @@ class PersonalizedLLM(nn.Module):
             for row, weights in enumerate(gates):
                 padded[row, : len(weights)] = weights
             bound = self.segment_gates(torch.from_numpy(padded).to(self.device), batch)
-        logits_BM = self.logits(self.answer_states(batch, bound)).cpu().numpy()
+        hidden_BTD = self.hidden_states(batch, bound)
+        read = self.answer_logits if bound is None else self.logits
+        logits_BM = read(hidden_BTD, batch).cpu().numpy()
         return [row[: len(p.blocks)] for row, p in zip(logits_BM, prompts, strict=True)]
 
     # ----- files
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Return what training changes, by the names of the release file."""
-        named = {
+        parts = self.adapter_parts().values()
+        return {name: parameter for part in parts for name, parameter in part.items()}
+
+    def adapter_parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Return the same as "bank", "gates" and, where there is one, "readout"."""
+        parts: dict[str, dict[str, nn.Parameter]] = {"bank": {
             f"bank.{number}.{target}.{name}": parameter
             for number, block in enumerate(self.blocks)
             for _, target, bank in block.targets()
             for name, parameter in bank.named_parameters()
-        }
+        }, "gates": {}}
         routers = {"user_router": self.user_router, "target_router": self.target_router}
         for prefix, router in routers.items():
             if router is not None:
-                named |= {f"{prefix}.{name}": p for name, p in router.named_parameters()}
-        return named
+                named = router.named_parameters()
+                parts["gates"] |= {f"{prefix}.{name}": parameter for name, parameter in named}
+        if self.readout is not None:
+            named = self.readout.named_parameters()
+            parts["readout"] = {f"readout.{name}": parameter for name, parameter in named}
+        return parts
 
     def save(
         self, folder: str, weights: Mapping[str, FloatArray], crm_key: str, prompt: PromptConfig
@@ -264,7 +293,7 @@ class PersonalizedLLM(nn.Module):
         facts = storage.read_json(storage.join(folder, "bank.json"))
         tokenizer, base = load_base_model(base_config)
         model = cls(
-            base, tokenizer, BankConfig.model_validate(facts["bank"]),
+            base, tokenizer, BankConfig.model_validate({"readout": "answer"} | facts["bank"]),
             PromptConfig.model_validate(facts["prompt"]), tuple(facts["state_dims"]),
         )
         model.load_adapters(folder)

@@ -95,6 +95,10 @@ def learning_curve(
     return found
 
 
+PARTS = {"bank": ("bank",), "gate": ("user_router", "target_router"), "readout": ("readout",)}
+"""What is trained, by how the names in bank.safetensors begin."""
+
+
 def _facts(config: EngineConfig, folder: str, curve: list[dict[str, float]]) -> dict[str, Any]:
     tensors = storage.read_tensors(storage.join(folder, "bank.safetensors"))
     sizes = {name: int(tensor.size) for name, tensor in tensors.items()}
@@ -102,8 +106,8 @@ def _facts(config: EngineConfig, folder: str, curve: list[dict[str, float]]) -> 
     return {
         "mixing": config.bank.mixing.value, "gate": config.bank.gate.value,
         "scope": config.prompt.scope.value, "steps": len(curve),
-        "bank_parameters": sum(n for name, n in sizes.items() if name.startswith("bank.")),
-        "gate_parameters": sum(n for name, n in sizes.items() if not name.startswith("bank.")),
+        **{f"{part}_parameters": sum(n for name, n in sizes.items() if name.split(".")[0] in names)
+           for part, names in PARTS.items()},
         "training_tokens": int(sum(point["tokens"] for point in curve)),
         "final_loss": sum(point["loss"] for point in last) / len(last),
     }

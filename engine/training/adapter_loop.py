@@ -134,17 +134,13 @@ class BatchPlan:
 def start_adapter_engine(
     model: PersonalizedLLM, config: AdapterTrainingConfig, plan: BatchPlan, world_size: int
 ) -> Any:
-    """Return a DeepSpeed engine with one rate for the bank and one for the gates."""
-    named = model.adapter_parameters()
-    bank = [p for name, p in named.items() if name.startswith("bank.")]
-    gates = [p for name, p in named.items() if not name.startswith("bank.")]
+    """Return a DeepSpeed engine with a rate each for bank, gates and readout."""
+    parts = model.adapter_parts()
     micro = plan.micro_size(world_size)
     return start_engine(
         model,
-        [
-            ParameterGroup("bank", bank, config.learning_rate, config.weight_decay),
-            ParameterGroup("gates", gates, config.gate_learning_rate, config.weight_decay),
-        ],
+        [ParameterGroup(name, list(parameters.values()), config.rates[name], config.weight_decay)
+         for name, parameters in parts.items()],
         zero_stage=config.zero_stage, micro_batch=micro,
         accumulation=config.batch_slates // world_size // micro,
         max_grad_norm=config.max_grad_norm,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from engine import storage
 from engine.models.adapter_export import export_adapter
 from engine.models.base import load_base_model
 from engine.types import GateInput, MixingMode
@@ -27,12 +28,17 @@ def test_pefts_own_loader_gives_the_same_logits(
     _, plain = load_base_model(tiny_base(tmp_path / "base"))
     loaded = PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
     ids = torch.from_numpy(np.concatenate([prompt.prefix, prompt.blocks[0]]))[None]
-    logits_V = loaded(input_ids=ids).logits[0, -1]
-    odds = logits_V[model.answers.positive] - logits_V[model.answers.negative]
-    gates = np.broadcast_to(weights_GN, model.gates(output).shape)
-    assert np.isclose(float(odds), model.score([prompt], [gates])[0][0], rtol=1e-4, atol=1e-4)
+    answer = loaded(input_ids=ids, output_hidden_states=True)
+    logits_V = answer.logits[0, -1]
+    odds = float(logits_V[model.answers.positive] - logits_V[model.answers.negative])
     frozen = model.score([prompt], None)[0][0]
-    assert not np.isclose(float(odds), frozen, rtol=1e-2)
+    assert not np.isclose(odds, frozen, rtol=1e-2)
+    readout = storage.read_tensors(str(tmp_path / "adapter" / "readout.safetensors"))
+    mean_D = answer.hidden_states[-1][0, len(prompt.prefix) :].mean(0).numpy()
+    unit_D = mean_D / np.sqrt((mean_D**2).mean())
+    logit = odds + unit_D @ readout["weight"] + readout["bias"][0]
+    gates = np.broadcast_to(weights_GN, model.gates(output).shape)
+    assert np.isclose(logit, model.score([prompt], [gates])[0][0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_exported_config_names_rank_and_base(tmp_path: Path) -> None:

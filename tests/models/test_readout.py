@@ -1,0 +1,26 @@
+import torch
+
+from engine.models.readout import Readout
+
+
+def test_a_candidate_is_read_from_the_mean_of_its_own_tokens() -> None:
+    readout = Readout(2)
+    hidden_BTD = torch.tensor([[[9.0, 9.0], [3.0, 1.0], [1.0, 3.0], [4.0, 3.0], [7.0, 7.0]]])
+    segments_BT = torch.tensor([[0, 1, 1, 2, 0]])           # prefix, two blocks, padding
+    assert readout(hidden_BTD, segments_BT, 3).tolist() == [[0.0, 0.0, 0.0]]
+    with torch.no_grad():
+        readout.weight.copy_(torch.tensor([2.0, -1.0]))
+        readout.bias.fill_(0.5)
+    first, second, none = readout(hidden_BTD, segments_BT, 3)[0].tolist()
+    assert abs(first - (0.5 + 1.0)) < 1e-6                  # mean (2, 2), at unit length (1, 1)
+    assert abs(second - (0.5 + (2 * 4 - 3) / 12.5**0.5)) < 1e-6
+    assert none == 0.5
+
+
+def test_the_length_of_the_states_does_not_matter() -> None:
+    torch.manual_seed(0)
+    readout = Readout(8)
+    torch.nn.init.normal_(readout.weight)
+    hidden_BTD, segments_BT = torch.randn(2, 6, 8), torch.tensor([[0, 1, 1, 2, 2, 2]] * 2)
+    expected = readout(hidden_BTD, segments_BT, 2)
+    torch.testing.assert_close(readout(100 * hidden_BTD, segments_BT, 2), expected)
