@@ -34,11 +34,29 @@ def test_links_to_files_hold(document: Path) -> None:
         assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
+def make_commands(text: str) -> list[str]:
+    """Return the targets of every `make ...` in backticks, and at the start of a line of code."""
+    inline = re.findall(r"`make ([^`\n]+)`", text)
+    in_blocks = re.findall(r"^(?: {4})?make ([^#\n]+)", text, re.MULTILINE)
+    words = [word for command in (*inline, *in_blocks) for word in command.split()]
+    return [word for word in words if "=" not in word and "/" not in word]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_name_make_targets_that_exist(document: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
-    for command in re.findall(r"\bmake ([a-z]+(?: [a-z]+)*)`", document.read_text()):
-        assert set(command.split()) <= targets, f"{document.name}: make {command}"
+    targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    wanted = make_commands(document.read_text())
+    assert set(wanted) <= targets, f"{document.name}: {sorted(set(wanted) - targets)}"
+    assert document.name != "README.md" or {"demo", "test", "results-quick"} <= set(wanted)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_name_jobs_and_benchmarks_that_exist(document: Path) -> None:
+    text = document.read_text()
+    files = set(re.findall(r"python (?:-m )?((?:jobs|benchmarks)[/.][\w./]*\w)", text))
+    for name in files:
+        path = REPO / name.removesuffix(".py").replace(".", "/")
+        assert path.with_suffix(".py").is_file() or path.is_dir(), f"{document.name}: {name}"
 
 
 def test_the_changelog_begins_with_the_version_of_the_package() -> None:
