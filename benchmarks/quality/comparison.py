@@ -24,8 +24,6 @@ Column = tuple[str, str]
 """Row and model, e.g. ("bank-user", "llm")."""
 RIVALS = ("lora-64", "lora-8", "lora-equal", "bank-uniform")
 """Rows that a routed bank should beat; the first has its size."""
-RIVALS_OF = {"bank-pairs": ("lora-pairs",)}
-"""The rivals of a row that learned from another loss."""
 BASE = "bank-user"
 """The row whose scores hold what does not depend on a row: CRM, popularity, zero-shot."""
 SLICES = {
@@ -66,7 +64,7 @@ class Comparison:
     def pairs(self) -> Iterator[tuple[Column, Column]]:
         """Yield what is worth comparing among the rows that are done."""
         for name in self.sheets:
-            rivals = RIVALS_OF.get(name, RIVALS) if ROWS[name].is_routed else ()
+            rivals = RIVALS if ROWS[name].is_routed else ()
             for rival in rivals:
                 if rival in self.sheets:
                     yield (name, "llm"), (rival, "llm")

@@ -19,7 +19,7 @@ from engine.metrics import ctr
 from engine.retrieval.item_text import liked_centre
 from engine.types import FloatArray, IntArray, Window
 
-PENALTIES = (1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the L2 penalty that are tried; validation chooses."""
 WINDOWS = (Window.BANK, Window.VALIDATION, Window.TEST)
 """Where the linear model learns, where its penalty is chosen, what it answers."""

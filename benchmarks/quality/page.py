@@ -140,16 +140,17 @@ class DataSet:
 
     def rows_table(self) -> str:
         """Return cost and metrics of each trained row on the test sample, seeds averaged."""
-        head = ("row", "seeds", "weights, bank + gates", "tokens", "labels", "AUC", "per-user AUC",
-                "AUC within a slate", "log loss", "fused AUC", "fused per-user AUC",
-                "fused AUC within a slate")
+        head = ("row", "seeds", "weights: bank + gates + readout", "rate", "tokens", "labels",
+                "AUC", "per-user AUC", "AUC within a slate", "log loss", "fused AUC",
+                "fused per-user AUC", "fused AUC within a slate")
         lines = []
         for name, runs in self.rows.items():
             size, cost = runs[0]["trainable_parameters"], runs[0]["training"]
             lines.append((
                 ROWS[name].title, str(len(runs)),
-                f"{size['bank']:,} + {size['gates']:,}" if size["gates"] else f"{size['bank']:,}",
-                f"{cost['tokens']:,}", f"{cost['labels']:,}",
+                " + ".join(f"{size[part]:,}" for part in ("bank", "gates", "readout")
+                           if size.get(part)),
+                f"{runs[0]['rate']:g}", f"{cost['tokens']:,}", f"{cost['labels']:,}",
                 *(_of_seeds(runs, "llm", metric) for metric in SHOWN),
                 *(_of_seeds(runs, "fused", metric) for metric in AUCS),
             ))
@@ -163,7 +164,7 @@ class DataSet:
         names = {"zero_shot": "base model, zero-shot", "shuffled": "bank, another user's gates",
                  "crm_calibrated": "CRM, calibrated", "popularity": "popularity"}
         return [
-            (title, "", "", "", "",
+            (title, "", "", "", "", "",
              *(_of_seeds(runs, model, metric) for metric in SHOWN), "", "", "")
             for model, title in names.items()
         ]

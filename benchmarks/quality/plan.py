@@ -26,8 +26,10 @@ class Plan(Section):
     candidate_overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted names that differ in candidate scope, where a row costs ten times as much."""
     rates: tuple[float, ...] = (1.0,)
-    """Learning rates that every row tries with its first seed, as multiples of the configured ones;
-    the best validation AUC wins."""
+    """Learning rates of bank and gates that the rows of `tuned` try with the first seed, as
+    multiples of the configured ones; the best validation AUC wins. Other rows take the first."""
+    tuned: tuple[str, ...] = ()
+    """Rows that try every rate."""
     seeds: tuple[int, ...] = (1,)
     """Initial weights and batch orders of each row; the sample stays the same."""
     rows: tuple[str, ...]
@@ -46,7 +48,8 @@ class Plan(Section):
     def row_config(
         self, row: Row, rate: float = 1.0, more: Mapping[str, Any] | None = None
     ) -> EngineConfig:
-        """Return a row's configuration; `rate` multiplies the learning rates, `more` wins over all.
+        """Return a row's configuration; `rate` multiplies the learning rates of bank and gates,
+        `more` wins over all.
         """
         adapters = self.engine_config().adapters
         return load_config(self.config, {
@@ -75,6 +78,9 @@ def read_plan(path: str) -> Plan:
     unknown = [name for name in plan.once if name not in plan.rows]
     if unknown:
         raise ConfigError(f"plan {path!r} trains {unknown} once; its rows are {list(plan.rows)}")
+    unknown = [name for name in plan.tuned if name not in plan.rows]
+    if unknown:
+        raise ConfigError(f"plan {path!r} tunes {unknown}; its rows are {list(plan.rows)}")
     unknown = [name for name in plan.references if name not in REFERENCES]
     if unknown:
         raise ConfigError(f"plan {path!r} names references {unknown}; there are {REFERENCES}")

@@ -43,31 +43,32 @@ class Row:
 
 _ONE = {"bank.num_adapters": 1}
 _LARGE = {**_ONE, "bank.rank": 64, "bank.alpha": 128.0}
-_PAIRS = {"adapters.loss": "pairs"}
-_PAPER = {"bank.gate": "target", "prompt.scope": "candidate"}
+_TOKEN = {"bank.readout": "answer"}
+_PAPER = {**_TOKEN, "adapters.loss": "answers"}
+_TARGET = {**_PAPER, "bank.gate": "target", "prompt.scope": "candidate"}
 
 ROWS: Mapping[str, Row] = {
     "bank-user": Row("bank, user gates", {}, references=("zero_shot", "shuffled")),
-    "lora-8": Row("one LoRA, rank 8", {**_ONE}),
+    "lora-8": Row("one LoRA, rank 8, answer token and labels alone (TALLRec's form)",
+                  {**_ONE, **_PAPER}),
     "lora-64": Row("one LoRA, rank 64 (the bank's size)", {**_LARGE}),
     "lora-equal": Row("one LoRA, the size of bank and gates", {**_ONE}, equal_size=True),
     "bank-uniform": Row("bank, uniform gates", {"bank.temperature": 1e9}),
     "bank-hybrid": Row("bank, hybrid gates", {"bank.gate": "hybrid"}, references=("shuffled",)),
-    "bank-residual": Row(
-        "bank, user gates, trained on the CRM's residuals", {"adapters.learn": "residuals"},
+    "bank-token": Row(
+        "bank, user gates, read at the answer token alone", {**_TOKEN}, references=("shuffled",)
+    ),
+    "bank-answers": Row(
+        "bank, user gates, trained on the labels alone", {"adapters.loss": "answers"},
         references=("shuffled",),
     ),
     "bank-pairs": Row(
-        "bank, user gates, trained on the order within slates alone", {**_PAIRS},
+        "bank, user gates, trained on the order within slates alone", {"adapters.loss": "pairs"},
         references=("shuffled",),
     ),
-    "lora-pairs": Row(
-        "one LoRA, rank 64, trained on the order within slates alone", {**_LARGE, **_PAIRS}
-    ),
-    "bank-answers": Row(
-        "bank, user gates, trained on the labels alone, 8 slates a step",
-        {"adapters.loss": "answers", "adapters.batch_slates": 8},
-        references=("zero_shot", "shuffled"),
+    "bank-residual": Row(
+        "bank, user gates, trained on the CRM's residuals", {"adapters.learn": "residuals"},
+        references=("shuffled",),
     ),
     "bank-product": Row(
         "bank, user gates, product of sums", {"bank.mixing": "product_of_sums"},
@@ -77,12 +78,14 @@ ROWS: Mapping[str, Row] = {
         "bank, user gates, CRM in sample", {}, in_sample_crm=True, references=("shuffled",)
     ),
     "bank-target-tokens": Row(
-        "bank, target gates, candidate scope, equal tokens", {**_PAPER}, budget=Budget.TOKENS,
-        references=("shuffled",),
+        "bank, target gates, candidate scope (the paper's form), equal tokens", {**_TARGET},
+        budget=Budget.TOKENS, references=("shuffled",),
     ),
     "bank-target-labels": Row(
-        "bank, target gates, candidate scope, equal labels", {**_PAPER}, references=("shuffled",)
+        "bank, target gates, candidate scope (the paper's form), equal labels", {**_TARGET},
+        references=("shuffled",),
     ),
 }
-"""All mix by `sum_of_products` in slate scope, and learn labels and the order within a slate
-(`adapters.loss: joint`), unless the title says otherwise."""
+"""All mix by `sum_of_products` in slate scope, read a candidate from the mean of its tokens too
+(`bank.readout: block`), and learn labels and the order within a slate (`adapters.loss: joint`),
+unless the title says otherwise."""

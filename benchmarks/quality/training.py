@@ -67,7 +67,7 @@ class Bench:
 
     def best_rate(self, name: str) -> float:
         """Return the multiple of the learning rates with the best validation AUC."""
-        if len(self.plan.rates) == 1:
+        if name not in self.plan.tuned:
             return self.plan.rates[0]
         aucs = self.validation_aucs(name)
         return max(aucs, key=lambda rate: aucs[rate])
@@ -173,10 +173,11 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         "rate": bench.best_rate(name),
         "tuning": {
             str(rate): auc for rate, auc in bench.validation_aucs(name).items()
-        } if len(bench.plan.rates) > 1 else {},
+        } if name in bench.plan.tuned else {},
         "trainable_parameters": {
             "bank": facts["bank_parameters"],
             "gates": facts["gate_parameters"] if row.is_routed else 0,
+            "readout": facts["readout_parameters"],
         },
         "training": {
             "slates": prompts.facts["bank_prompts"], "labels": prompts.facts["bank_rows"] * epochs,

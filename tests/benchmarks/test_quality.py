@@ -45,6 +45,7 @@ def test_every_row_of_every_plan_is_a_valid_configuration(
     ("title: x", "config"),
     ("{title: x, config: y, rows: [bank-none]}", "bank-none"),
     ("{title: x, config: y, rows: [lora-8], once: [lora-64]}", "lora-64"),
+    ("{title: x, config: y, rows: [lora-8], tuned: [lora-64]}", "lora-64"),
     ("[", "plan"),
 ])
 def test_a_wrong_plan_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
