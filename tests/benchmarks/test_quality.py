@@ -1,18 +1,22 @@
 """Plans and paired comparisons of benchmarks/quality."""
 
+import json
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from benchmarks.quality.__main__ import units
+from benchmarks.quality.__main__ import units, write_row
 from benchmarks.quality.comparison import Comparison, Sheet, mean
 from benchmarks.quality.item_text import fit
 from benchmarks.quality.plan import Plan, read_plan
 from benchmarks.quality.probe import Probe
 from benchmarks.quality.rows import ROWS
+from benchmarks.quality.training import Trained, when_trained
 from engine.errors import ConfigError
-from engine.metrics.ctr import auc
+from engine.metrics.ctr import SHOWN, auc
 from engine.metrics.estimates import Estimate
 from engine.models.fusion import IDENTITY, Fusion
 from tests.synthetic_scores import make_scores
@@ -53,6 +57,36 @@ def test_a_wrong_plan_is_an_error_that_names_it(tmp_path: Path, text: str, messa
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_plan(str(path))
+
+
+class FakeBench:
+    """A bench whose one row is trained, at a time that can be set."""
+
+    def __init__(self) -> None:
+        self.made_s = 1
+
+    def train(self, name: str, seed: int) -> Trained:
+        bank = Mock(key="b", manifest=lambda: {"made_s": self.made_s, "code": "abc"})
+        return Trained(bank, Mock(key="s"), Mock())
+
+
+def test_a_file_is_written_again_when_its_row_was_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, path = FakeBench(), tmp_path / "bank-user-1.json"
+    metrics = {key: {"value": 0.5} for key in SHOWN}
+
+    def describe(_: object, name: str, seed: int, trained: Trained) -> dict[str, Any]:
+        keys = {"bank": trained.bank.key, "scores": trained.scores.key}
+        return {**when_trained(trained), "artifacts": keys,
+                "test": {"models": {"llm": metrics, "fused": metrics}}}
+
+    monkeypatch.setattr("benchmarks.quality.training.describe", describe)
+    for made_s, commit, expected in ((1, "first", "first"), (1, "second", "first"),
+                                     (2, "third", "third")):
+        bench.made_s = made_s
+        write_row(bench, tmp_path, "bank-user", 1, {"commit": commit})
+        assert json.loads(path.read_text())["commit"] == expected
 
 
 def test_every_row_is_trained_before_any_row_twice() -> None:
