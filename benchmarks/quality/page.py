@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks.quality.plan import Plan, read_plan
 from benchmarks.quality.rows import ROWS
 from engine.metrics.ctr import AUCS, SHOWN
+from engine.stages.page import MIN_USERS
 
 HERE = Path(__file__).parent
 RESULTS = Path("benchmarks/results/quality")
@@ -181,9 +182,12 @@ class DataSet:
         ])
 
     def slices_table(self) -> str:
-        """Return what each row adds to the CRM, by slice: the difference in AUC."""
+        """Return what each row adds to the CRM, by slice of enough users: the difference in AUC."""
         found = [each for each in self.comparisons if each.get("slices")]
-        names = list(dict.fromkeys(name for each in found for name in each["slices"]))
+        names = list(dict.fromkeys(
+            name for each in found for name, part in each["slices"].items()
+            if part["num_users"] >= MIN_USERS
+        ))
         sizes = {
             name: next(f"{each['slices'][name]['num_rows']:,}" for each in found
                        if name in each["slices"])

@@ -16,13 +16,13 @@ from engine.config import EngineConfig
 from engine.metrics import ctr
 from engine.models.fusion import Fusion
 from engine.stages.adapters import read_learning, train_adapters
-from engine.stages.comparison import describe_gates, measure_models, table_of
+from engine.stages.comparison import describe_gates, measure_models, table_of, user_gates
 from engine.stages.evaluation import FUSION_FILE, fit_fusion
 from engine.stages.prompts import build_prompts
 from engine.stages.score_rows import read_sample
 from engine.stages.scores import score_prompts
-from engine.stages.slate_gates import SlateGates, read_gates
-from engine.types import EVALUATED, FloatArray, Window
+from engine.stages.slate_gates import read_gates
+from engine.types import EVALUATED, Window
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,9 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         "validation_auc": ctr.auc(validation.rows.labels_N, validation.scores["llm_logit"]),
         "fusion": storage.read_json(trained.fusion.path(FUSION_FILE))["full"],
         "test": table_of(sample, measured),
-        "gates": describe_gates(None if gates is None else first_gates(gates))["gates"],
+        "gates": describe_gates(
+            None if gates is None else user_gates(trained.scores, gates)
+        )["gates"],
         "artifacts": {"bank": trained.bank.key, "scores": trained.scores.key},
     }
 
@@ -198,9 +200,3 @@ def when_trained(trained: Trained) -> dict[str, Any]:
     """Return when and by which code the bank was trained, which may be long before this run."""
     manifest = trained.bank.manifest()
     return {"trained_s": manifest.get("made_s"), "trained_by": manifest.get("code")}
-
-
-def first_gates(found: SlateGates) -> FloatArray:
-    """Return the gates of each user's first slate [U, G, N]."""
-    places = {user: place for place, user in reversed(list(enumerate(found.user_ids)))}
-    return found.gates_SGK[sorted(places.values())]

@@ -182,7 +182,7 @@ def _shuffle_effect(logits: Mapping[str, FloatArray]) -> dict[str, float] | None
 def _gates(scores: Artifact) -> dict[str, Any]:
     """Return statistics over users and the heat map's rows, from each user's first test slate."""
     found = read_gates(scores)
-    return describe_gates(None if found is None else _user_gates(scores, found))
+    return describe_gates(None if found is None else user_gates(scores, found))
 
 
 def describe_gates(gates_UGK: FloatArray | None) -> dict[str, Any]:
@@ -203,7 +203,8 @@ def describe_gates(gates_UGK: FloatArray | None) -> dict[str, Any]:
     }
 
 
-def _user_gates(scores: Artifact, found: SlateGates) -> FloatArray:
+def user_gates(scores: Artifact, found: SlateGates) -> FloatArray:
+    """Return the gates of each test user's first slate [U, G, N]."""
     places = {slate: place for place, slate in enumerate(found.slate_ids)}
     firsts: dict[str, int] = {}
     for slate, user in sample_slates(scores, Window.TEST).items():
