@@ -136,6 +136,8 @@ class DataSet:
         self.comparisons: list[Json] = _read(path)["pairs"] if path.exists() else []
 
         self.tries = [_read(path) for path in sorted((folder / "tuning").glob("*.json"))]
+        path = folder / "states.json"
+        self.states: Json | None = _read(path) if path.exists() else None
         path = folder / "lists.json"
         self.lists: Json | None = _read(path) if path.exists() else None
 
@@ -230,6 +232,16 @@ class DataSet:
                        "AUC within a slate", "fused AUC", "fused per-user AUC",
                        "fused AUC within a slate"), lines)
 
+    def states_table(self) -> str:
+        """Return the AUC within a slate by kind of state and penalty."""
+        assert self.states is not None
+        titles = {"answer": "at the answer token", "block": "mean over the candidate's tokens"}
+        found = self.states["slate_gauc"]
+        return _table(("state", *(f"C = {inverse}" for inverse in found["answer"])), [
+            (title, *(f"{auc:.4f}" for auc in found[name].values()))
+            for name, title in titles.items()
+        ])
+
     def references_table(self) -> str:
         """Return the rows without a language model, every row with the history before it."""
         head = ("row", "seeds", "weights", "AUC", "per-user AUC", "log loss",
@@ -284,6 +296,8 @@ class DataSet:
         """Return the command and commit of each file."""
         runs = [run for found in self.rows.values() for run in found]
         runs += [*self.references.values(), *([self.lists] if self.lists else [])]
+        if self.states:
+            runs.append({**self.states, "row": "states"})
         seen: dict[tuple[str, str], list[str]] = {}
         for run in runs:
             name = f"{run['row']}-{run['seed']}" if run["row"] in ROWS else run["row"]
