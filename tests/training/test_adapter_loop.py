@@ -5,6 +5,7 @@ A restart within one call is in tests/stages/test_crm.py.
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.distributed as dist
 from ray.train import WorkerGroupError
 
 from engine import storage
@@ -24,7 +26,7 @@ from engine.models.personalized import PersonalizedLLM
 from engine.stages.trainer import fit
 from engine.training.adapter_examples import read_examples
 from engine.training.adapter_loop import BatchPlan, adapter_loop, pair_facts
-from engine.training.session import Session
+from engine.training.session import LocalSession, Session
 from engine.types import GateInput, Window
 from tests.tiny_llama import tiny_base
 
@@ -170,14 +172,40 @@ def test_two_workers_killed_and_started_again_learn_what_one_learns_uninterrupte
     assert_same(bank, reference[1], 1e-4)
 
 
+@pytest.fixture
+def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of this process alone, for a loop without Ray."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Stopped(Exception):
+    """Ends a loop."""
+
+
+class StoppingSession(LocalSession):
+    """Ends the loop after the checkpoint of step 4."""
+
+    def report(self, metrics: dict[str, float], folder: Path | None, name: str | None) -> None:
+        super().report(metrics, folder, name)
+        if metrics["step"] == 4:
+            raise Stopped
+
+
 def test_a_resumed_training_draws_the_dropout_of_an_uninterrupted_one(
-    ray_local: str, world: dict[str, Any], tmp_path: Path
+    one_process: None, world: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {**changed(world, bank={"gate_dropout": 0.5}), "flag": str(tmp_path / "flag")}
-    _, expected = train(settings, tmp_path / "whole")
-    with pytest.raises(WorkerGroupError):
-        train(settings, tmp_path / "run", loop=dying_loop)
-    _, resumed = train(settings, tmp_path / "run", loop=dying_loop)
+    settings = changed(world, bank={"gate_dropout": 0.5})
+    adapter_loop(settings, LocalSession(tmp_path / "whole"))
+    with pytest.raises(Stopped):
+        adapter_loop(settings, StoppingSession(tmp_path / "run"))
+    adapter_loop(settings, LocalSession(tmp_path / "run"))
+    expected, resumed = (
+        storage.read_tensors(str(tmp_path / name / "step_0000006" / "bank.safetensors"))
+        for name in ("whole", "run")
+    )
     assert_same(resumed, expected, 1e-6)
 
 
