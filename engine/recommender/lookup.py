@@ -79,10 +79,8 @@ def find(
     """
     clock = StageClock()
     history = read_history(release, database, query, ranking)
-    is_cut = len(history) == min(ranking.max_history, release.max_history)
-    if query.filters.exclude_seen and query.guest is None and is_cut:
-        older = seen_items(database, query.user_id or "")
-        query = replace(query, filters=query.filters.without(older))
+    if query.filters.exclude_seen and len(history) == history_limit(release, ranking):
+        query = replace(query, filters=query.filters.without(_seen(database, query)))
     clock.stop("history")
     return choose(release, history, query, ranking, clock)
 
@@ -115,10 +113,22 @@ def read_history(
     release: LoadedRelease, database: Engine, query: Query, ranking: RankingConfig
 ) -> History:
     """Return the newest events of the guest's history, or of the user's stored ones."""
-    limit = min(ranking.max_history, release.max_history)
+    limit = history_limit(release, ranking)
     if query.guest is not None:
         return guest_history(release, query.guest).tail(limit)
     return newest_known(release, database, query.user_id or "", limit)
+
+
+def history_limit(release: LoadedRelease, ranking: RankingConfig) -> int:
+    """Return how many events of a user, the newest, an answer reads."""
+    return min(ranking.max_history, release.max_history)
+
+
+def _seen(database: Engine, query: Query) -> list[str]:
+    """Return every item of the history, those too old to be read, too."""
+    if query.guest is not None:
+        return [item.item_id for item in query.guest]
+    return seen_items(database, query.user_id or "")
 
 
 def newest_known(

@@ -29,7 +29,7 @@ from engine.metrics.ranking import DEPTH
 from engine.models.crm_examples import UserSlates, score_slates
 from engine.recommender.candidates import Filters, popular_items
 from engine.recommender.language import Reading, read_prompts, score_readings
-from engine.recommender.lookup import Query, answer, choose
+from engine.recommender.lookup import Query, answer, choose, history_limit
 from engine.recommender.ranking import Ranking, StageClock, best_first
 from engine.recommender.release import LoadedRelease, load_release
 from engine.releases.registry import Registry
@@ -284,7 +284,7 @@ class _Examinee:
     def _answer(self, questions: Sequence[_Question]) -> list[Ranking]:
         """Return the endpoint's rankings."""
         settings = self._sitting.serving.ranking
-        limit = min(settings.max_history, self._release.max_history)
+        limit = history_limit(self._release, settings)
         return answer(self._release, [
             choose(
                 self._release, each.history.tail(limit),

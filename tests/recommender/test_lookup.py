@@ -57,6 +57,10 @@ def test_seen_items_are_left_out_however_old_they_are(
         assert found.history_length == 4
         expected = set(range(1, 41)) - (seen if exclude_seen else set())
         assert set(found.task.candidates.tolist()) == expected
+        items = [GuestItem(release.catalogue.item_ids[item]) for item in seen]
+        guest = find(release, seeded, replace(query, user_id=None, guest=items), short)
+        assert guest.task is not None
+        assert set(guest.task.candidates.tolist()) == expected
 
 
 def test_candidates_are_found_or_named(
