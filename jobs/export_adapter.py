@@ -5,13 +5,14 @@ python jobs/export_adapter.py --user 405 --registry runs/releases --out adapters
 `target` and `hybrid` gates depend on the candidate: they need --item. PEFT loads the folder with
 `PeftModel.from_pretrained(base_model, folder)`. Where the release has a readout (`bank.readout:
 block`), readout.safetensors beside it holds what its scores add to the log-odds of the answer.
+A relative SQLite file of --database starts from LIFELORA_HOME, if that is set.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from engine.config import ServingConfig
+from engine.config import ServingConfig, database_at_home
 from engine.errors import ConfigError
 from jobs.exit_code import exit_code
 
@@ -53,7 +54,7 @@ def export(options: argparse.Namespace) -> None:
     model = release.language.model
     if model.config.gate is not GateInput.USER and options.item is None:
         raise ConfigError(f"release {release_id!r} has {model.config.gate} gates: name an --item")
-    database = open_database(options.database)
+    database = open_database(database_at_home(options.database))
     history = newest_known(release, database, options.user, release.max_history)
     database.dispose()
     if not len(history):

@@ -1,7 +1,7 @@
 """Mean state of a candidate's tokens -> what is added to its answer's log-odds.
 
 At the answer position nearly all of the state is common to the candidates of a slate; their own
-tokens tell them apart (docs/method.md has the figures). Ours, not the paper's.
+tokens tell them apart (docs/results.md has the figures). Ours, not the paper's.
 """
 
 import torch
