@@ -165,8 +165,8 @@ class BaseModelConfig(Section):
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto")
     """Type of the frozen weights and activations; bank, gates and CRM stay in float32. `auto`:
-    bfloat16 on a GPU and on CPUs with matrix units for it (AMX), else float32, which is faster
-    there."""
+    bfloat16 on a GPU and on CPUs with units for it (AMX, AVX512-BF16), else float32, which is
+    faster there."""
     attention: Literal["sdpa"] = Field(default="sdpa")
     """Attention implementation of transformers that takes the packing's boolean mask."""
     gradient_checkpointing: bool = Field(default=False)

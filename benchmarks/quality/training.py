@@ -14,6 +14,7 @@ from engine import storage
 from engine.artifacts import MANIFEST, Artifact, open_artifact
 from engine.config import EngineConfig
 from engine.metrics import ctr
+from engine.models.base import dtype_of
 from engine.models.fusion import Fusion
 from engine.stages.adapters import read_learning, train_adapters
 from engine.stages.comparison import describe_gates, measure_models, table_of, user_gates
@@ -170,7 +171,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
     return {
         "row": name, "title": row.title, "seed": seed, "settings": dict(row.settings),
         **when_trained(trained),
-        "rate": bench.best_rate(name),
+        "rate": bench.best_rate(name), "dtype": str(dtype_of(config.base_model)),
         "tuning": {
             str(rate): auc for rate, auc in bench.validation_aucs(name).items()
         } if name in bench.plan.tuned else {},

@@ -16,6 +16,9 @@ if TYPE_CHECKING:       # importing transformers takes seconds: only where a mod
 FETCHED = ("smollm2-135m-instruct",)
 """Names that `jobs/fetch_inputs.py` puts into the model cache."""
 
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+"""What a CPU must have, one of them, for products in bfloat16 to beat those in float32."""
+
 
 def model_path(config: BaseModelConfig) -> str:
     """Return the folder or Hugging Face id of the base model."""
@@ -41,9 +44,11 @@ def dtype_of(config: BaseModelConfig) -> torch.dtype:
     """Return the type of weights and activations; `auto` takes what the device is fast in."""
     if config.dtype != "auto":
         return getattr(torch, config.dtype)     # type: ignore[no-any-return]
-    on_cpu = device_of(config.device).type == "cpu"
-    slow_bfloat16 = on_cpu and not torch.cpu.get_capabilities().get("amx_bf16", False)
-    return torch.float32 if slow_bfloat16 else torch.bfloat16
+    if device_of(config.device).type == "cpu":
+        has = torch.cpu.get_capabilities()
+        fast = any(has.get(unit, False) for unit in BFLOAT16_UNITS)
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16
 
 
 def load_tokenizer(config: BaseModelConfig) -> Any:
