@@ -3,19 +3,18 @@
 python -m benchmarks.quality --plan benchmarks/quality/ml-100k.yaml
     [--out benchmarks/results/quality/ml-100k] [--rows bank-user lora-64] [--minutes 45]
 
-Each row is a file <out>/<row>-<seed>.json (or <out>/<row>.json, without a language model), and
-comparisons.json holds the paired differences of those that are done. What is done is not done
-again, and a run that was stopped goes on where it was; with --minutes nothing new begins after that
-time.
+Each row is a file <out>/<row>-<seed>.json with its logits beside it (results.py), or
+<out>/<row>.json, without a language model, and comparisons.json holds the paired differences of
+those that are done. A row whose files tell of the same settings is not trained again, wherever they
+were made, and a run that was stopped goes on where it was; with --minutes nothing new begins after
+that time.
 """
 
 import argparse
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.plan import Plan, read_plan, results_folder
@@ -40,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     plan, out = read_plan(options.plan), results_folder(options.plan, options.out)
     names = options.rows or [*plan.rows, *plan.references, "lists"]
     from benchmarks.quality.lists import Lists  # --help needs neither torch nor Ray
+    from benchmarks.quality.results import Results
     from benchmarks.quality.training import Bench
     from benchmarks.race import circumstances, write_result
     from jobs.start import configure_logging, start_ray
@@ -50,14 +50,17 @@ def run(options: argparse.Namespace) -> int:
     end_s = time.monotonic() + 60 * options.minutes
     source = {"command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
               **circumstances()}
-    bench = Bench(plan)
+    results = Results(out)
+    bench = Bench(plan, results)
     for name, seed in units(plan, names):
         if time.monotonic() > end_s:
             print(f"time is up before {name} with seed {seed}; the same command goes on")
             return 3
+        if bench.done(name, seed) is not None:
+            continue
         log.info("row %s, seed %d", name, seed)
-        write_row(bench, out, name, seed, source)
-        compare(bench, out, source)
+        write_row(bench, results, name, seed, source)
+        compare(bench, results, source)
     references = bench.references()
     for name in (each for each in names if each in plan.references):
         if time.monotonic() > end_s:
@@ -82,22 +85,16 @@ def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
                 yield name, seed
 
 
-def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any]) -> None:
-    """Train a row, and write its file unless it describes this very training."""
-    from benchmarks.quality.training import describe, when_trained
-    from benchmarks.race import write_result
+def write_row(bench: Any, results: Any, name: str, seed: int, source: dict[str, Any]) -> None:
+    """Train a row and write its files."""
+    from benchmarks.quality.comparison import answered_rows
+    from benchmarks.quality.training import describe
     from engine.metrics.ctr import SHOWN
 
     trained = bench.train(name, seed)
-    path = out / f"{name}-{seed}.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        keys = {"bank": trained.bank.key, "scores": trained.scores.key}
-        trained_s = when_trained(trained)["trained_s"]
-        if found["artifacts"] == keys and found.get("trained_s") == trained_s:
-            return
+    table = answered_rows(trained.scores, trained.fitted(), bench.asked_rows(name))
     row = describe(bench, name, seed, trained)
-    write_result({**source, **row}, path)
+    results.write({**source, **row}, table)
     for model in ("llm", "fused"):
         found = row["test"]["models"][model]
         print(f"{name:<20} seed {seed} {model:<6}", *(
@@ -106,25 +103,21 @@ def write_row(bench: Any, out: Path, name: str, seed: int, source: dict[str, Any
         ), flush=True)
 
 
-def compare(bench: Any, out: Path, source: dict[str, Any]) -> None:
-    """Write the paired differences of all rows whose files and scores are there."""
-    from benchmarks.quality.comparison import Comparison, Sheet
+def compare(bench: Any, results: Any, source: dict[str, Any]) -> None:
+    """Write the paired differences of all rows that are done."""
+    from benchmarks.quality.comparison import Comparison
     from benchmarks.race import write_result
 
-    events_I = bench.ground.training_events()
-    sheets: dict[str, list[Sheet]] = {}
+    sheets: dict[str, list[Any]] = {}
     for name, seed in units(bench.plan, bench.plan.rows):
-        path = out / f"{name}-{seed}.json"
-        trained = bench.find(json.loads(path.read_text())["artifacts"]) if path.exists() else None
-        if trained is not None:
-            sheets.setdefault(name, []).append(
-                Sheet(trained.scores, trained.fitted(), events_I)
-            )
+        row = bench.done(name, seed)
+        if row is not None:
+            sheets.setdefault(name, []).append(results.table(row, bench.asked_rows(name)))
     config = bench.config
     found = Comparison(
         sheets, num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
     ).to_json()
-    write_result({**source, "pairs": found}, out / "comparisons.json")
+    write_result({**source, "pairs": found}, results.folder / "comparisons.json")
 
 
 if __name__ == "__main__":

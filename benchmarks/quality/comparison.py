@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from benchmarks.quality.rows import ROWS
+from engine import storage
 from engine.artifacts import Artifact
 from engine.metrics import ctr
 from engine.metrics.ctr import Rows
@@ -35,23 +37,47 @@ SLICES = {
 """Name -> column of a sheet, lowest value, first value beyond it."""
 
 
-class Sheet:
-    """The logits of one row, one table for each seed, by slate and slot."""
+def asked_rows(slates: Artifact, prompts: Artifact, events_I: IntArray) -> pd.DataFrame:
+    """Return the rows of the test sample by slate and slot.
 
-    def __init__(self, scores: Artifact, fusion: Fusion, events_I: IntArray) -> None:
-        """`events_I`: training events by item index [items + 1]."""
-        sample = read_sample(scores, Window.TEST)
-        keys = sample_keys(scores, Window.TEST)
-        self.table = pd.DataFrame({
-            **keys, "label": sample.rows.labels_N, "history_length": sample.history_lengths,
-            "item_events": events_I[np.array(keys["item"])], **model_logits(sample, fusion),
-        }).set_index(["slate_id", "slot"])
+    Columns: user_id, label, item, history_length (events before the slate) and item_events (those
+    of the item in training; `events_I`: by item index [items + 1]).
+    """
+    asked = _concat(prompts, "prompts/", ["slate_id", "window", "first_slot", "labels"])
+    asked = asked[asked["window"] == int(Window.TEST)]
+    asked["slot"] = [first + np.arange(len(labels))
+                     for first, labels in zip(asked["first_slot"], asked["labels"], strict=True)]
+    asked = asked.explode(["slot", "labels"]).rename(columns={"labels": "label"})
+    asked = asked.astype({"slot": int, "label": int})[["slate_id", "slot", "label"]]
+    facts = _concat(slates, "slates/", ["slate_id", "user_id", "items", "history_length"])
+    table = asked.merge(facts, on="slate_id")
+    table["item"] = [items[slot] for items, slot in zip(table["items"], table["slot"], strict=True)]
+    table["item_events"] = events_I[table["item"].to_numpy(int)]
+    return table.drop(columns="items").set_index(["slate_id", "slot"]).sort_index()
+
+
+def _concat(artifact: Artifact, folder: str, columns: list[str]) -> pd.DataFrame:
+    parts = [storage.read_table(uri, columns) for uri in artifact.files(folder)]
+    return pa.concat_tables(parts).to_pandas()
+
+
+def answered_rows(scores: Artifact, fusion: Fusion, asked: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that were asked with the logits of each model in a scores artifact."""
+    sample = read_sample(scores, Window.TEST)
+    keys = sample_keys(scores, Window.TEST)
+    answers = pd.DataFrame(
+        {**model_logits(sample, fusion), "slate_id": keys["slate_id"], "slot": keys["slot"]}
+    )
+    return asked.join(answers.set_index(["slate_id", "slot"]), validate="1:1")
 
 
 class Comparison:
     """All rows of a plan that are done."""
 
-    def __init__(self, sheets: Mapping[str, Sequence[Sheet]], *, num_draws: int, seed: int) -> None:
+    def __init__(
+        self, sheets: Mapping[str, Sequence[pd.DataFrame]], *, num_draws: int, seed: int
+    ) -> None:
+        """`sheets`: by row, one table of `Results.table` for each seed."""
         self.sheets, self.num_draws, self.seed = sheets, num_draws, seed
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -83,7 +109,7 @@ class Comparison:
         """
         if second[1] != "crm_calibrated":
             return {}
-        table = self.sheets[first[0]][0].table
+        table = self.sheets[first[0]][0]
         inside = {
             name: table.index[table[column].between(low, high, inclusive="left")]
             for name, (column, low, high) in SLICES.items()
@@ -99,9 +125,9 @@ class Comparison:
 
         `within`: slates and slots of the rows to look at; all that both have, if None.
         """
-        index = self.sheets[first[0]][0].table.index if within is None else within
-        shared = index.intersection(self.sheets[second[0]][0].table.index).sort_values()
-        table = self.sheets[first[0]][0].table.loc[shared]
+        index = self.sheets[first[0]][0].index if within is None else within
+        shared = index.intersection(self.sheets[second[0]][0].index).sort_values()
+        table = self.sheets[first[0]][0].loc[shared]
         slates = shared.get_level_values("slate_id").to_numpy()
         rows = Rows.of(table["user_id"].to_numpy(), table["label"].to_numpy(), slates)
         one, other = self._measure(first, shared, rows), self._measure(second, shared, rows)
@@ -116,12 +142,12 @@ class Comparison:
         }
 
     def _models(self, name: str) -> Sequence[str]:
-        return list(self.sheets[name][0].table.columns)
+        return list(self.sheets[name][0].columns)
 
     def _measure(self, column: Column, index: pd.Index, rows: Rows) -> dict[str, Estimate]:
         name, model = column
         measured = [
-            ctr.measure(rows, sheet.table.loc[index, model].to_numpy(),
+            ctr.measure(rows, sheet.loc[index, model].to_numpy(),
                         num_draws=self.num_draws, seed=self.seed)
             for sheet in self.sheets[name]
         ]

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
+
+from benchmarks.quality.comparison import asked_rows
 from benchmarks.quality.ground import Ground, States
 from benchmarks.quality.plan import Plan
 from benchmarks.quality.references import References
+from benchmarks.quality.results import Results
 from benchmarks.quality.rows import ROWS, Budget
 from engine import storage
-from engine.artifacts import MANIFEST, Artifact, open_artifact
+from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.metrics import ctr
 from engine.models.base import dtype_of
@@ -44,8 +48,9 @@ class Trained:
 class Bench:
     """The rows of one plan."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, results: Results | None = None) -> None:
+        """`results`: rows that need not be trained again."""
+        self.plan, self.results = plan, results
         self.config = plan.engine_config()
         self.ground = Ground(self.config)
 
@@ -57,21 +62,35 @@ class Bench:
         """Return the row trained with this seed at the rate that won with the first one."""
         return self._train(name, seed, self.best_rate(name))
 
-    def find(self, keys: Mapping[str, str]) -> Trained | None:
-        """Return what an earlier run left, by the keys that its file names; None if it is gone."""
-        root = self.ground.root
-        uris = {kind: storage.join(root, f"{kind}-{key}") for kind, key in keys.items()}
-        if not all(storage.exists(storage.join(uri, MANIFEST)) for uri in uris.values()):
-            return None
-        bank, scores = open_artifact(uris["bank"]), open_artifact(uris["scores"])
-        return Trained(bank, scores, fit_fusion(root, self.config, scores))
-
     def best_rate(self, name: str) -> float:
         """Return the multiple of the learning rates with the best validation AUC."""
         if name not in self.plan.tuned:
             return self.plan.rates[0]
+        done = self.done(name, self.plan.seeds[0])
+        if done is not None:
+            return float(done["rate"])
         aucs = self.validation_aucs(name)
         return max(aucs, key=lambda rate: aucs[rate])
+
+    def done(self, name: str, seed: int) -> dict[str, Any] | None:
+        """Return the JSON of a row that was trained under these settings, here or elsewhere."""
+        results = self.results
+        return None if results is None else results.row(name, seed, self.settings_digest(name))
+
+    def settings_digest(self, name: str) -> str:
+        """Return a digest of what a row is trained and measured with, seed and rate left out."""
+        row, plan = ROWS[name], self.plan
+        settings = plan.row_config(row).settings()
+        for place in ("root", "registry"):
+            del settings["run"][place]
+        how = [settings, row.in_sample_crm, row.equal_size, row.budget,
+               plan.rates if name in plan.tuned else plan.rates[:1]]
+        return storage.sha256(storage.dump_json(how))[:12]
+
+    def asked_rows(self, name: str) -> pd.DataFrame:
+        """Return the rows of the test sample of a row's scope."""
+        prompts = self._prompts(self.plan.row_config(ROWS[name]))
+        return asked_rows(self.ground.slates, prompts, self.ground.training_events())
 
     def validation_aucs(self, name: str) -> dict[float, float]:
         """Return the validation AUC of each rate with the first seed."""
@@ -149,17 +168,20 @@ class Bench:
 
     def _equal_rank(self) -> int:
         """Return the rank of one LoRA with as many weights as the bank and its gates."""
-        facts = self.train("bank-user", self.plan.seeds[0]).bank.facts
-        bank = self.config.bank
-        per_rank = facts["bank_parameters"] / (bank.rank * bank.num_adapters)
-        rank: int = round((facts["bank_parameters"] + facts["gate_parameters"]) / per_rank)
+        seed, bank = self.plan.seeds[0], self.config.bank
+        done = self.done("bank-user", seed)
+        size = done["trainable_parameters"] if done else parameters_of(
+            self.train("bank-user", seed).bank
+        )
+        per_rank = size["bank"] / (bank.rank * bank.num_adapters)
+        rank: int = round((size["bank"] + size["gates"]) / per_rank)
         return rank
 
 
 def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, Any]:
     """Return the JSON of one trained row: cost, metrics on the test sample, gates."""
     row, config = ROWS[name], bench.config
-    facts = trained.bank.facts
+    facts, manifest = trained.bank.facts, trained.bank.manifest()
     sample = read_sample(trained.scores, Window.TEST)
     measured = measure_models(
         sample, trained.fitted(), num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
@@ -170,20 +192,19 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
     epochs = config.adapters.epochs
     return {
         "row": name, "title": row.title, "seed": seed, "settings": dict(row.settings),
-        **when_trained(trained),
+        "settings_digest": bench.settings_digest(name),
+        "trained_s": manifest["made_s"], "trained_by": manifest["code"],
         "rate": bench.best_rate(name), "dtype": str(dtype_of(config.base_model)),
         "tuning": {
             str(rate): auc for rate, auc in bench.validation_aucs(name).items()
         } if name in bench.plan.tuned else {},
-        "trainable_parameters": {
-            "bank": facts["bank_parameters"],
-            "gates": facts["gate_parameters"] if row.is_routed else 0,
-            "readout": facts["readout_parameters"],
-        },
+        "trainable_parameters": parameters_of(trained.bank) | (
+            {} if row.is_routed else {"gates": 0}
+        ),
         "training": {
             "slates": prompts.facts["bank_prompts"], "labels": prompts.facts["bank_rows"] * epochs,
             "tokens": facts["training_tokens"], "steps": facts["steps"],
-            "final_loss": facts["final_loss"], "seconds": trained.bank.manifest()["seconds"],
+            "final_loss": facts["final_loss"], "seconds": manifest["seconds"],
         },
         "learning": read_learning(trained.bank.uri),
         "scoring_seconds": trained.scores.manifest()["seconds"],
@@ -197,7 +218,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
     }
 
 
-def when_trained(trained: Trained) -> dict[str, Any]:
-    """Return when and by which code the bank was trained, which may be long before this run."""
-    manifest = trained.bank.manifest()
-    return {"trained_s": manifest.get("made_s"), "trained_by": manifest.get("code")}
+def parameters_of(bank: Artifact) -> dict[str, int]:
+    """Return how many weights of each part are trained."""
+    return {part: bank.facts[f"{name}_parameters"]
+            for part, name in (("bank", "bank"), ("gates", "gate"), ("readout", "readout"))}

@@ -1,25 +1,34 @@
 """Plans and paired comparisons of benchmarks/quality."""
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
-from benchmarks.quality.__main__ import units, write_row
-from benchmarks.quality.comparison import Comparison, Sheet, mean
+from benchmarks.quality.__main__ import compare, units, write_row
+from benchmarks.quality.comparison import Comparison, answered_rows, asked_rows, mean
 from benchmarks.quality.item_text import fit
 from benchmarks.quality.plan import Plan, read_plan
 from benchmarks.quality.probe import Probe
+from benchmarks.quality.results import Results
 from benchmarks.quality.rows import ROWS
-from benchmarks.quality.training import Trained, when_trained
-from engine.errors import ConfigError
+from benchmarks.quality.training import Bench, Trained
+from engine import storage
+from engine.artifacts import Artifact
+from engine.data.schema import PROMPTS, SLATES, part_name
+from engine.errors import ArtifactError, ConfigError
 from engine.metrics.ctr import SHOWN, auc
 from engine.metrics.estimates import Estimate
 from engine.models.fusion import IDENTITY, Fusion
-from tests.synthetic_scores import make_scores
+from engine.types import Window
+from tests.synthetic_scores import ROWS as ROWS_OF_USER
+from tests.synthetic_scores import SAMPLED, make_scores
 
 REPO = Path(__file__).resolve().parents[2]
 EVENTS = np.concatenate([[0], np.repeat([0, 7, 40], [4, 6, 10])])
@@ -59,34 +68,52 @@ def test_a_wrong_plan_is_an_error_that_names_it(tmp_path: Path, text: str, messa
         read_plan(str(path))
 
 
-class FakeBench:
-    """A bench whose one row is trained, at a time that can be set."""
+class FakeBench(Bench):
+    """A bench of one row whose training only leaves made-up scores."""
 
-    def __init__(self) -> None:
-        self.made_s = 1
+    def __init__(self, plan: Plan, results: Results, root: str) -> None:
+        self.plan, self.results, self.root = plan, results, root
+        self.config = plan.engine_config()
+        self.trained: list[tuple[str, int]] = []
 
     def train(self, name: str, seed: int) -> Trained:
-        bank = Mock(key="b", manifest=lambda: {"made_s": self.made_s, "code": "abc"})
-        return Trained(bank, Mock(key="s"), Mock())
+        self.trained.append((name, seed))
+        return Mock(scores=make_scores(self.root), fitted=lambda: FUSION)
+
+    def asked_rows(self, name: str) -> pd.DataFrame:
+        return asked_of(make_scores(self.root))
 
 
-def test_a_file_is_written_again_when_its_row_was_trained_again(
+def test_a_row_is_trained_once_for_its_settings_wherever_that_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench, path = FakeBench(), tmp_path / "bank-user-1.json"
-    metrics = {key: {"value": 0.5} for key in SHOWN}
+    monkeypatch.chdir(REPO)
 
-    def describe(_: object, name: str, seed: int, trained: Trained) -> dict[str, Any]:
-        keys = {"bank": trained.bank.key, "scores": trained.scores.key}
-        return {**when_trained(trained), "artifacts": keys,
-                "test": {"models": {"llm": metrics, "fused": metrics}}}
+    def describe(bench: Bench, name: str, seed: int, _: Trained) -> dict[str, Any]:
+        metrics = {key: {"value": 0.5} for key in SHOWN}
+        return {"row": name, "seed": seed, "rate": 0.25, "test": {"models": {
+            "llm": metrics, "fused": metrics}}, "settings_digest": bench.settings_digest(name)}
 
     monkeypatch.setattr("benchmarks.quality.training.describe", describe)
-    for made_s, commit, expected in ((1, "first", "first"), (1, "second", "first"),
-                                     (2, "third", "third")):
-        bench.made_s = made_s
-        write_row(bench, tmp_path, "bank-user", 1, {"commit": commit})
-        assert json.loads(path.read_text())["commit"] == expected
+    results = Results(tmp_path / "results")
+    plan = read_plan(str(REPO / "benchmarks/quality/ml-100k.yaml"))
+    here = FakeBench(plan, results, str(tmp_path / "here"))
+    assert here.done("bank-user", 1) is None
+    write_row(here, results, "bank-user", 1, {"commit": "c"})
+    assert here.done("bank-user", 1)["commit"] == "c"       # type: ignore[index]
+
+    elsewhere = FakeBench(plan, results, str(tmp_path / "elsewhere"))
+    assert elsewhere.done("bank-user", 1)
+    assert elsewhere.best_rate("bank-user") == 0.25
+    compare(elsewhere, results, {})
+    assert elsewhere.trained == []
+    pairs = json.loads((results.folder / "comparisons.json").read_text())["pairs"]
+    assert ("bank-user/llm", "bank-user/zero_shot") in {(p["first"], p["second"]) for p in pairs}
+
+    changed = plan.model_copy(update={"overrides": {**plan.overrides, "bank.rank": 4}})
+    assert FakeBench(changed, results, str(tmp_path / "changed")).done("bank-user", 1) is None
+    moved = plan.model_copy(update={"overrides": {**plan.overrides, "run.root": "/elsewhere"}})
+    assert FakeBench(moved, results, str(tmp_path / "moved")).done("bank-user", 1)
 
 
 def test_every_row_is_trained_before_any_row_twice() -> None:
@@ -103,13 +130,65 @@ def test_seeds_are_averaged_draw_by_draw() -> None:
     np.testing.assert_array_equal(found.draws_D, [2.0, 4.0])
 
 
+def asked_of(scores: Artifact) -> pd.DataFrame:
+    """Return the rows of the synthetic sample, through the tables that would have asked them."""
+    tables = [storage.read_table(uri) for uri in scores.files("scores/")]
+    rows = [row for table in tables for row in table.to_pylist() if row["llm_logit"] is not None]
+    slates, prompts = [], []
+    for _, found in groupby(rows, key=lambda row: row["slate_id"]):
+        each = list(found)
+        shared = {name: each[0][name] for name in ("slate_id", "user_id", "window")}
+        slates.append({**shared, "items": [row["item"] for row in each],
+                       "history_length": each[0]["history_length"]})
+        prompts += [                                        # two prompts a slate
+            {**shared, "first_slot": first,
+             "labels": [row["label"] for row in each[first : first + 5]]}
+            for first in (5, 0)
+        ]
+    made = []
+    for kind, schema, lines in (("slates", SLATES, slates), ("prompts", PROMPTS, prompts)):
+        uri = f"{scores.uri}-{kind}"
+        table = pa.Table.from_pylist(lines, schema)
+        storage.write_table(storage.join(uri, part_name(kind, 0)), table)
+        made.append(Mock(files=lambda folder, uri=uri: [f"{uri}/{part_name(folder[:-1], 0)}"]))
+    return asked_rows(*made, EVENTS)
+
+
 @pytest.fixture(scope="module")
-def sheet(tmp_path_factory: pytest.TempPathFactory) -> Sheet:
+def sheet(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     scores = make_scores(str(tmp_path_factory.mktemp("scores")))
-    return Sheet(scores, FUSION, EVENTS)
+    return answered_rows(scores, FUSION, asked_of(scores))
 
 
-def test_a_row_differs_from_itself_by_nothing_and_from_noise_by_much(sheet: Sheet) -> None:
+def test_the_rows_that_were_asked_are_those_that_were_answered(sheet: pd.DataFrame) -> None:
+    assert len(sheet) == SAMPLED * ROWS_OF_USER
+    assert not sheet.isna().any().any()
+    assert sheet.index.is_monotonic_increasing
+    one = sheet.loc[f"u7:{Window.TEST}:1"]                  # the user's second slate of the test
+    assert one["item"].tolist() == list(range(11, 21))
+    assert set(one["history_length"]) == {105}
+    assert one["item_events"].tolist() == EVENTS[11:21].tolist()
+    assert auc(sheet["label"], sheet["llm"]) > 0.7          # labels beside their own logits
+
+
+def test_logits_of_a_row_come_back_for_the_rows_they_were_made_for(
+    sheet: pd.DataFrame, tmp_path: Path
+) -> None:
+    results = Results(tmp_path)
+    asked = sheet[["user_id", "label", "item", "history_length", "item_events"]]
+    results.write({"row": "bank-user", "seed": 1, "settings_digest": "d"}, sheet)
+    row = results.row("bank-user", 1, "d")
+    assert row is not None
+    found = results.table(row, asked)
+    np.testing.assert_array_equal(found["llm"], sheet["llm"].astype(np.float32))
+    assert results.row("bank-user", 1, "another") is None
+    assert results.row("bank-user", 2, "d") is None
+    for wrong in (asked[1:], asked.assign(label=1 - asked["label"])):
+        with pytest.raises(ArtifactError, match="bank-user-1"):
+            results.table(row, wrong)
+
+
+def test_a_row_differs_from_itself_by_nothing_and_from_noise_by_much(sheet: pd.DataFrame) -> None:
     comparison = Comparison(
         {"bank-user": [sheet], "lora-64": [sheet, sheet]}, num_draws=200, seed=1
     )
@@ -122,14 +201,15 @@ def test_a_row_differs_from_itself_by_nothing_and_from_noise_by_much(sheet: Shee
     assert ("bank-user/llm", "bank-user/shuffled") in found
 
 
-def test_what_a_row_adds_to_the_crm_is_split_by_slices_that_part_the_rows(sheet: Sheet) -> None:
+def test_what_a_row_adds_to_the_crm_is_split_by_slices_that_part_the_rows(
+    sheet: pd.DataFrame,
+) -> None:
     comparison = Comparison({"bank-user": [sheet]}, num_draws=50, seed=1)
     [added] = [each for each in comparison.to_json() if each["first"] == "bank-user/fused"]
     sizes = {name: each["num_rows"] for name, each in added["slices"].items()}
     for part in ("history ", "items "):
         assert sum(n for name, n in sizes.items() if name.startswith(part)) == added["num_rows"]
-    table = sheet.table
-    cold = table[EVENTS[table["item"]] == 0]
+    cold = sheet[EVENTS[sheet["item"]] == 0]
     assert sizes["items without an event in training"] == len(cold) > 0
     expected = auc(cold["label"], cold["fused"]) - auc(cold["label"], cold["crm_calibrated"])
     found = added["slices"]["items without an event in training"]["difference"]["auc"]
@@ -164,15 +244,14 @@ def test_texts_add_to_the_crm_what_it_does_not_know_and_nothing_else() -> None:
         assert added == pytest.approx(gain, abs=0.03)
 
 
-def test_rows_that_scored_other_users_are_compared_where_both_did(sheet: Sheet) -> None:
-    part = Sheet.__new__(Sheet)
-    users = sorted(sheet.table["user_id"].unique())[:10]
-    shuffled = sheet.table.sample(frac=1, random_state=0)
-    part.table = shuffled[shuffled["user_id"].isin(users)]
+def test_rows_that_scored_other_users_are_compared_where_both_did(sheet: pd.DataFrame) -> None:
+    users = sorted(sheet["user_id"].unique())[:10]
+    shuffled = sheet.sample(frac=1, random_state=0)
+    part = shuffled[shuffled["user_id"].isin(users)]
     comparison = Comparison(
         {"bank-user": [sheet], "bank-target-tokens": [part]}, num_draws=100, seed=1
     )
     found = comparison.compare(("bank-target-tokens", "llm"), ("bank-user", "llm"))
     assert found["num_users"] == 10
-    assert found["num_rows"] == len(part.table)
+    assert found["num_rows"] == len(part)
     assert found["difference"]["auc"] == pytest.approx({"value": 0, "low": 0, "high": 0})
