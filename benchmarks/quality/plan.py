@@ -27,9 +27,10 @@ class Plan(Section):
     """Dotted names that differ in candidate scope, where a row costs ten times as much."""
     rates: tuple[float, ...] = (1.0,)
     """Learning rates of bank and gates that the rows of `tuned` try with the first seed, as
-    multiples of the configured ones; the best validation AUC wins. Other rows take the first."""
+    multiples of the configured ones; the best validation AUC wins."""
     tuned: tuple[str, ...] = ()
-    """Rows that try every rate."""
+    """Rows that try every rate. The other banks take the rate of the first bank among them, the
+    other LoRAs that of the first LoRA, or the first rate if there is none."""
     seeds: tuple[int, ...] = (1,)
     """Initial weights and batch orders of each row; the sample stays the same."""
     rows: tuple[str, ...]

@@ -31,6 +31,11 @@ class Row:
     """Reference scores that come with the row (`evaluation.references`)."""
 
     @property
+    def is_bank(self) -> bool:
+        """Return whether there are several adapters to mix."""
+        return "bank.num_adapters" not in self.settings
+
+    @property
     def is_routed(self) -> bool:
         """Return whether users get different mixes."""
         return not {"bank.num_adapters", "bank.temperature"} & set(self.settings)

@@ -63,14 +63,22 @@ class Bench:
         return self._train(name, seed, self.best_rate(name))
 
     def best_rate(self, name: str) -> float:
-        """Return the multiple of the learning rates with the best validation AUC."""
-        if name not in self.plan.tuned:
+        """Return the multiple of the learning rates with the best validation AUC.
+
+        It is that of the row itself, or else of the first tuned row of its kind.
+        """
+        tuned = self._tuned_row(name)
+        if tuned is None:
             return self.plan.rates[0]
-        done = self.done(name, self.plan.seeds[0])
+        done = self.done(tuned, self.plan.seeds[0])
         if done is not None:
             return float(done["rate"])
-        aucs = self.validation_aucs(name)
+        aucs = self.validation_aucs(tuned)
         return max(aucs, key=lambda rate: aucs[rate])
+
+    def _tuned_row(self, name: str) -> str | None:
+        kind = [each for each in self.plan.tuned if ROWS[each].is_bank == ROWS[name].is_bank]
+        return name if name in kind else next(iter(kind), None)
 
     def done(self, name: str, seed: int) -> dict[str, Any] | None:
         """Return the JSON of a row that was trained under these settings, here or elsewhere."""
@@ -84,7 +92,7 @@ class Bench:
         for place in ("root", "registry"):
             del settings["run"][place]
         how = [settings, row.in_sample_crm, row.equal_size, row.budget,
-               plan.rates if name in plan.tuned else plan.rates[:1]]
+               plan.rates if self._tuned_row(name) else plan.rates[:1]]
         return storage.sha256(storage.dump_json(how))[:12]
 
     def asked_rows(self, name: str) -> pd.DataFrame:

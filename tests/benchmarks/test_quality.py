@@ -116,6 +116,21 @@ def test_a_row_is_trained_once_for_its_settings_wherever_that_was(
     assert FakeBench(moved, results, str(tmp_path / "moved")).done("bank-user", 1)
 
 
+def test_a_row_takes_the_rate_of_the_tuned_row_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(REPO)
+    plan = read_plan(str(REPO / "benchmarks/quality/ml-100k.yaml"))
+    plan = plan.model_copy(update={"rates": (1.0, 0.25), "tuned": ("bank-user", "lora-64")})
+    bench = FakeBench(plan, Results(tmp_path), "")
+    aucs = {"bank-user": {1.0: 0.6, 0.25: 0.5}, "lora-64": {1.0: 0.5, 0.25: 0.6}}
+    monkeypatch.setattr(bench, "validation_aucs", aucs.__getitem__)
+    expected = {"bank-user": 1, "bank-uniform": 1, "lora-64": 0.25, "lora-8": 0.25}
+    assert {name: bench.best_rate(name) for name in expected} == expected
+    untuned = FakeBench(plan.model_copy(update={"tuned": ()}), Results(tmp_path), "")
+    assert untuned.best_rate("lora-8") == 1
+
+
 def test_every_row_is_trained_before_any_row_twice() -> None:
     plan = Plan(title="x", config="y", seeds=(1, 2), rows=("lora-8", "lora-64", "bank-user"),
                 once=("lora-64",))
