@@ -233,14 +233,18 @@ class DataSet:
                        "fused AUC within a slate"), lines)
 
     def states_table(self) -> str:
-        """Return the AUC within a slate by kind of state and penalty."""
+        """Return the AUCs of the linear models by kind of state and penalty, alone and fused."""
         assert self.states is not None
         titles = {"answer": "at the answer token", "block": "mean over the candidate's tokens"}
-        found = self.states["slate_gauc"]
-        return _table(("state", *(f"C = {inverse}" for inverse in found["answer"])), [
-            (title, *(f"{auc:.4f}" for auc in found[name].values()))
-            for name, title in titles.items()
-        ])
+        lines = [
+            (titles[name], inverse,
+             *(f"{aucs[model][metric]:.4f}" for model in ("alone", "fused") for metric in AUCS))
+            for name, by_penalty in self.states["states"].items()
+            for inverse, aucs in by_penalty.items()
+        ]
+        lines.append(("CRM", "", "", "", "", *(f"{self.states['crm'][m]:.4f}" for m in AUCS)))
+        return _table(("state", "C", "AUC", "per-user AUC", "AUC within a slate", "fused AUC",
+                       "fused per-user AUC", "fused AUC within a slate"), lines)
 
     def references_table(self) -> str:
         """Return the rows without a language model, every row with the history before it."""

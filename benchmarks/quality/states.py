@@ -3,8 +3,9 @@
 python -m benchmarks.quality.states --plan benchmarks/quality/ml-100k.yaml [--out FOLDER]
 
 Linear models learn to order the bank's slates from the state at the answer token, and from the mean
-state of the candidate's own tokens, and are measured on validation: AUC within a slate, for several
-L2 penalties. No training of the language model; the result is <out>/states.json.
+state of the candidate's own tokens, and are measured on validation for several L2 penalties, alone
+and fused with the CRM by weights fitted on these very rows: such models find at most so much that
+the CRM does not know. No training of the language model; the result is <out>/states.json.
 """
 
 import argparse
@@ -43,12 +44,16 @@ def run(options: argparse.Namespace) -> None:
     command = " ".join(["python -m benchmarks.quality.states", *sys.argv[1:]])
     write_result({"command": command, **source, **found},
                  results_folder(options.plan, options.out) / "states.json")
-    for name, aucs in found["slate_gauc"].items():
-        print(f"{name:<8}", *(f"C = {inverse}: {auc:.4f}" for inverse, auc in aucs.items()))
+    for name, by_penalty in found["states"].items():
+        for inverse, aucs in by_penalty.items():
+            print(f"{name:<8} C = {inverse:<8}", *(
+                f"{model} {metric} {auc:.4f}" for model, each in aucs.items()
+                for metric, auc in each.items()
+            ))
 
 
 def measure(bench: Any) -> dict[str, Any]:
-    """Return the JSON: labels, validation rows, and AUCs within a slate by state and penalty."""
+    """Return the JSON: labels, validation rows, the CRM's AUCs, and those by state and penalty."""
     from engine.training.adapter_examples import read_examples
     from engine.training.adapter_loop import build_model
 
@@ -62,8 +67,9 @@ def measure(bench: Any) -> dict[str, Any]:
     return {
         "labels": len(learned_rows["labels"]), "num_rows": len(asked_rows["labels"]),
         "tokens": sum(each.num_tokens for each in (*learned, *asked)),
-        "slate_gauc": {
-            name: {f"{inverse:g}": order(learned_rows, asked_rows, name, inverse)
+        "crm": aucs_of(asked_rows, asked_rows["crm"]),
+        "states": {
+            name: {f"{inverse:g}": judge(asked_rows, order(learned_rows, asked_rows, name, inverse))
                    for inverse in INVERSE_PENALTIES}
             for name in ("answer", "block")
         },
@@ -72,25 +78,44 @@ def measure(bench: Any) -> dict[str, Any]:
 
 def order(
     learned: Mapping[str, Any], asked: Mapping[str, Any], name: str, inverse: float
-) -> float:
-    """Return the AUC within a slate of the linear model on one kind of state."""
+) -> FloatArray:
+    """Return what the linear model on one kind of state says of the rows that are asked, [N]."""
     from benchmarks.quality.probe import fit_order, pairs_within
-    from engine.metrics import ctr
 
     firsts, seconds = pairs_within(learned["slates"], learned["labels"])
     gaps_PD = learned[name][firsts] - learned[name][seconds]
     scale_D = gaps_PD.std(axis=0) + 1e-6
-    scores_N = (asked[name] / scale_D) @ fit_order(gaps_PD / scale_D, inverse)
+    scores_N: FloatArray = (asked[name] / scale_D) @ fit_order(gaps_PD / scale_D, inverse)
+    return scores_N
+
+
+def judge(asked: Mapping[str, Any], scores_N: FloatArray) -> dict[str, dict[str, float]]:
+    """Return the AUCs of scores, "alone" and "fused" with the CRM."""
+    from engine.models.fusion import Fusion
+
+    fusion = Fusion.fit(asked["crm"], scores_N, asked["labels"])
+    return {
+        "alone": aucs_of(asked, scores_N),
+        "fused": aucs_of(asked, fusion.combine(asked["crm"], scores_N)),
+    }
+
+
+def aucs_of(asked: Mapping[str, Any], scores_N: FloatArray) -> dict[str, float]:
+    """Return AUC, per-user AUC and AUC within a slate."""
+    from engine.metrics import ctr
+
     rows = ctr.Rows.of(asked["users"], asked["labels"], asked["slates"])
-    return float(ctr.measure(rows, scores_N, num_draws=1, seed=0)["slate_gauc"].value)
+    found = ctr.measure(rows, scores_N, num_draws=1, seed=0)
+    return {metric: float(found[metric].value) for metric in ctr.AUCS}
 
 
 def read_states(model: Any, examples: Sequence[Any]) -> dict[str, Any]:
-    """Return states [N, D] by kind, labels, users and slates of all candidates of some prompts."""
+    """Return states [N, D] by kind, the CRM's logits, labels, users and slates of all candidates.
+    """
     parts = list(_batches(model, sorted(examples, key=lambda each: each.num_tokens)))
     return {
         **{name: np.concatenate([part[name] for part in parts])
-           for name in ("answer", "block", "labels", "users")},
+           for name in ("answer", "block", "crm", "labels", "users")},
         "slates": np.unique(
             np.concatenate([part["slate_ids"] for part in parts]), return_inverse=True
         )[1],
@@ -118,7 +143,8 @@ def _batches(model: Any, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
         }
         sizes = [len(each.labels) for each in chosen]
         yield {
-            **states, "labels": np.concatenate([each.labels for each in chosen]),
+            **states, "crm": np.concatenate([each.crm.logits_M for each in chosen]).astype(float),
+            "labels": np.concatenate([each.labels for each in chosen]),
             "users": np.repeat([each.user_id for each in chosen], sizes),
             "slate_ids": np.repeat([each.slate_id for each in chosen], sizes),
         }

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality.states import order, read_states
+from benchmarks.quality.states import aucs_of, judge, order, read_states
 from engine.training.adapter_examples import AdapterExample
 from engine.types import Window
 from tests.models.test_personalized import make_model, make_output, make_prompt
@@ -33,6 +33,8 @@ def test_states_do_not_depend_on_the_batch_and_keep_their_labels(tmp_path: Path)
         )
     assert together["labels"].tolist() == [0, 1, 0, 1, 0]
     assert together["slates"].tolist() == [1, 1, 0, 0, 0]
+    expected = [logit for each in examples for logit in each.crm.logits_M]
+    assert together["crm"].tolist() == pytest.approx(expected)
     assert together["users"].tolist() == ["user of b"] * 2 + ["user of a"] * 3
 
 
@@ -43,9 +45,13 @@ def test_states_that_hold_the_order_are_found_out(weight: float, expected: float
     for _ in range(2):
         labels = rng.integers(0, 2, 1200)
         slates = np.repeat(np.arange(300), 4)
-        signal = weight * 5 * labels[:, None] + 50 * rng.normal(size=300)[slates][:, None]
+        signal = weight * 5 * labels[:, None] + 3 * rng.normal(size=300)[slates][:, None]
         rows.append({
             "block": np.column_stack([signal, rng.normal(size=(1200, 3))]), "labels": labels,
-            "slates": slates, "users": slates,
+            "slates": slates, "users": slates, "crm": labels + rng.normal(size=1200),
         })
-    assert order(*rows, "block", 0.1) == pytest.approx(expected, abs=0.05)
+    learned, asked = rows
+    found = judge(asked, order(learned, asked, "block", 0.1))
+    assert found["alone"]["slate_gauc"] == pytest.approx(expected, abs=0.05)
+    gain = found["fused"]["slate_gauc"] - aucs_of(asked, asked["crm"])["slate_gauc"]
+    assert gain > 0.1 if weight else abs(gain) < 0.02
