@@ -299,7 +299,7 @@ class AdapterTrainingConfig(Section):
     gate_learning_rate: float = Field(default=4e-3, gt=0)
     """Peak rate of the gates."""
     readout_learning_rate: float = Field(default=2e-3, gt=0)
-    """Peak rate of the readout, see `bank.readout`."""
+    """Peak rate of the readout, see `bank.readout`; it learns on standardised states."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(default=0.0, ge=0)

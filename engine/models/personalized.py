@@ -165,6 +165,20 @@ class PersonalizedLLM(nn.Module):
         added_BM: Tensor = self.readout(hidden_BTD, batch.segments_BT, logits_BM.shape[1])
         return logits_BM + added_BM
 
+    @torch.inference_mode()
+    def standardise_readout(self, batches: Sequence[Sequence[SlatePrompt]]) -> None:
+        """Let the readout measure states in deviations from those of the base model here."""
+        if self.readout is None:
+            return
+        found = []
+        for prompts in batches:
+            batch = pack(prompts, pad_id=self.pad_id, device=self.device)
+            slots = batch.answers_BM.shape[1]
+            hidden_BTD = self.hidden_states(batch, None)
+            states_BMD = self.readout.states(hidden_BTD, batch.segments_BT, slots)
+            found.append(states_BMD[batch.is_candidate_BM])
+        self.readout.standardise(torch.cat(found))
+
     def forward(
         self,
         batch: PackedBatch,
@@ -263,10 +277,15 @@ class PersonalizedLLM(nn.Module):
     ) -> None:
         """Write bank.safetensors and bank.json; `weights` are this module's, by parameter name."""
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        storage.write_tensors(storage.join(folder, "bank.safetensors"), {
+        tensors = {
             name: weights[names[id(parameter)]]
             for name, parameter in self.adapter_parameters().items()
-        })
+        }
+        if self.readout is not None:
+            ends = "readout.weight", "readout.bias"
+            plain = self.readout.plain(*(tensors[end] for end in ends))
+            tensors |= dict(zip(ends, plain, strict=True))
+        storage.write_tensors(storage.join(folder, "bank.safetensors"), tensors)
         storage.write_json(storage.join(folder, "bank.json"), {
             "bank": self.config.settings(), "prompt": prompt.settings(),
             "state_dims": list(self.state_dims), "crm_key": crm_key,

@@ -8,23 +8,55 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.types import FloatArray
+
+VARIANCE_FLOOR = 1e-4
+"""Added to the variance of each dimension, so that a constant one is not blown up."""
+
 
 class Readout(nn.Module):
-    """A linear function of the mean state of each candidate's block; 0 before training."""
+    """A linear function of the mean state of each candidate's block; 0 before training.
+
+    It learns on standardised states: a few dimensions of a language model's states are many
+    deviations away from zero in every text, and hide the others from an optimiser that sees each
+    label once.
+    """
+
+    mean_D: Tensor
+    scale_D: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(1))
+        self.register_buffer("mean_D", torch.zeros(width), persistent=False)
+        self.register_buffer("scale_D", torch.ones(width), persistent=False)
 
     def forward(self, hidden_BTD: Tensor, segments_BT: Tensor, num_slots: int) -> Tensor:
         """Return one value for each of `num_slots` candidates, [B, M], float32.
 
-        A slot without a block gets the bias.
+        A slot without a block has state 0.
         """
-        mean_BMD = block_means(hidden_BTD.to(self.weight.dtype), segments_BT, num_slots)
-        logits_BM = F.rms_norm(mean_BMD, self.weight.shape) @ self.weight + self.bias
+        states_BMD = self.states(hidden_BTD, segments_BT, num_slots)
+        logits_BM = (states_BMD - self.mean_D) / self.scale_D @ self.weight + self.bias
         return logits_BM.float()
+
+    def states(self, hidden_BTD: Tensor, segments_BT: Tensor, num_slots: int) -> Tensor:
+        """Return what it reads, [B, M, D]: the mean state of each block, at root mean square 1."""
+        mean_BMD = block_means(hidden_BTD.to(self.weight.dtype), segments_BT, num_slots)
+        return F.rms_norm(mean_BMD, self.weight.shape)
+
+    @torch.no_grad()
+    def standardise(self, states_ND: Tensor) -> None:
+        """Measure states in deviations from the mean of these; for a readout that is still 0."""
+        self.mean_D.copy_(states_ND.mean(0))
+        self.scale_D.copy_((states_ND.var(0, correction=0) + VARIANCE_FLOOR).sqrt())
+
+    def plain(self, weight_D: FloatArray, bias_1: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return weight and bias that do to states as they are what these do to standardised ones.
+        """
+        plain_D = weight_D / self.scale_D.cpu().numpy()
+        return plain_D, bias_1 - plain_D @ self.mean_D.cpu().numpy()
 
 
 def block_means(hidden_BTD: Tensor, segments_BT: Tensor, num_slots: int) -> Tensor:

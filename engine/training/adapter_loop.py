@@ -43,9 +43,12 @@ from engine.training.session import (
     share_of_global_mean,
     step_seed,
 )
-from engine.types import FloatArray, Window
+from engine.types import FloatArray, IntArray, Window
 
 log = logging.getLogger(__name__)
+
+FIRST_LOOK = 64
+"""Prompts whose states, without labels, tell the readout how states of this base model vary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,9 @@ def adapter_loop(settings: dict[str, Any], session: Session) -> None:
     torch.manual_seed(config.run.seed)
     model = build_model(config, examples[0])
     plan = BatchPlan(config.adapters, config.run.seed, [e.num_tokens for e in examples])
+    model.standardise_readout(
+        [[examples[index].prompt for index in batch] for batch in plan.first_look()]
+    )
     engine = start_adapter_engine(model, config.adapters, plan, session.world_size)
     curve: list[dict[str, float]] = []
     first_step = 0
@@ -105,10 +111,14 @@ class BatchPlan:
         self.steps_per_epoch = -(-len(lengths) // config.batch_slates)
         self.num_steps = self.steps_per_epoch * config.epochs
 
+    def _order(self, epoch: int) -> IntArray:
+        order: IntArray = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        return order
+
     def indices(self, step: int) -> list[int]:
         """Return a global batch, shortest first; the last one of an epoch wraps round."""
         epoch, offset = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        order = self._order(epoch)
         places = offset * self.config.batch_slates + np.arange(self.config.batch_slates)
         chosen = order[places % len(order)]
         by_length = np.argsort(self.lengths[chosen], kind="stable")
@@ -124,6 +134,13 @@ class BatchPlan:
         mine: list[int] = dealt[:, world_rank].tolist()
         size = self.micro_size(world_size)
         return [mine[start : start + size] for start in range(0, len(mine), size)]
+
+    def first_look(self) -> list[list[int]]:
+        """Return the first FIRST_LOOK prompts of the order, the same for every worker."""
+        order = self._order(0)[:FIRST_LOOK]
+        by_length = order[np.argsort(self.lengths[order], kind="stable")].tolist()
+        size = self.config.micro_batch_slates
+        return [by_length[start : start + size] for start in range(0, len(by_length), size)]
 
     def micro_size(self, world_size: int) -> int:
         """Return the largest micro-batch within the limit that divides a worker's share."""

@@ -319,6 +319,7 @@ def test_a_saved_bank_comes_back_and_a_foreign_one_is_refused(
     base_folder: Path, tmp_path: Path
 ) -> None:
     model = make_model(base_folder).float()
+    model.standardise_readout([[make_prompt(2)], [make_prompt(3), make_prompt(4, blocks=(5,))]])
     weights = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
     model.save(str(tmp_path), weights, "crm-key", PromptConfig())
     loaded = PersonalizedLLM.load(tiny_base(base_folder), str(tmp_path))
@@ -329,6 +330,23 @@ def test_a_saved_bank_comes_back_and_a_foreign_one_is_refused(
     wide = tmp_path / "wide"
     with pytest.raises(ArtifactError, match="needs"):
         PersonalizedLLM.load(tiny_base(wide, hidden_size=48), str(tmp_path))
+
+
+def test_the_readout_is_standardised_on_the_candidates_states_of_the_frozen_model(
+    base_folder: Path
+) -> None:
+    model = make_model(base_folder, trained=False)
+    prompts = [make_prompt(2), make_prompt(3, blocks=(5,))]
+    model.standardise_readout([[prompt] for prompt in prompts])
+    means = []
+    for prompt in prompts:
+        for block in prompt.blocks:
+            alone = SlatePrompt(prompt.prefix, [block])
+            hidden_TD = model.hidden_states(pack([alone], pad_id=model.pad_id), None)[0]
+            mean_D = hidden_TD[len(prompt.prefix) :].mean(0)
+            means.append(mean_D / mean_D.square().mean().sqrt())
+    assert model.readout is not None
+    torch.testing.assert_close(model.readout.mean_D, torch.stack(means).mean(0))
 
 
 def test_one_row_of_gates_is_needed_where_candidates_share_a_prefix(base_folder: Path) -> None:

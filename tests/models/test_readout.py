@@ -24,3 +24,30 @@ def test_the_length_of_the_states_does_not_matter() -> None:
     hidden_BTD, segments_BT = torch.randn(2, 6, 8), torch.tensor([[0, 1, 1, 2, 2, 2]] * 2)
     expected = readout(hidden_BTD, segments_BT, 2)
     torch.testing.assert_close(readout(100 * hidden_BTD, segments_BT, 2), expected)
+
+
+def test_standardised_states_have_mean_0_and_variance_1() -> None:
+    readout = Readout(3)
+    states_ND = torch.tensor([[5.0, 1.0, 7.0], [7.0, 3.0, 7.0], [9.0, 5.0, 7.0]])
+    readout.standardise(states_ND)
+    seen_ND = (states_ND - readout.mean_D) / readout.scale_D
+    torch.testing.assert_close(seen_ND.mean(0), torch.zeros(3))
+    deviations_D = torch.tensor([1.0, 1.0, 0.0])            # the constant dimension stays 0
+    torch.testing.assert_close(seen_ND.std(0, correction=0), deviations_D, atol=1e-3, rtol=0)
+
+
+def test_plain_weights_do_to_states_what_the_readout_does_to_standardised_ones() -> None:
+    torch.manual_seed(1)
+    readout, loaded = Readout(8), Readout(8)
+    readout.standardise(3 + 2 * torch.randn(50, 8))
+    torch.nn.init.normal_(readout.weight)
+    torch.nn.init.normal_(readout.bias)
+    trained = (p.detach().numpy() for p in (readout.weight, readout.bias))
+    with torch.no_grad():
+        for parameter, plain in zip((loaded.weight, loaded.bias), readout.plain(*trained),
+                                    strict=True):
+            parameter.copy_(torch.from_numpy(plain))
+    hidden_BTD, segments_BT = torch.randn(2, 6, 8), torch.tensor([[0, 1, 1, 2, 2, 2]] * 2)
+    torch.testing.assert_close(
+        loaded(hidden_BTD, segments_BT, 2), readout(hidden_BTD, segments_BT, 2)
+    )
