@@ -135,6 +135,8 @@ def ray_local(s3_endpoint: str) -> Iterator[str]:
             address="local", num_cpus=3, num_gpus=0, object_store_memory=200 * 2**20,
             include_dashboard=True, dashboard_port=0, log_to_driver=False, _temp_dir=folder,
         )
+    # As `ray start` does: a submitted job takes this address, else that of any Ray it finds first.
+    Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
     yield f"http://{context.dashboard_url}"
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
