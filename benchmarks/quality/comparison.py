@@ -34,7 +34,7 @@ SLICES = {
     "items with 1 to 19": ("item_events", 1, 20),
     "items with 20 and over": ("item_events", 20, 2**31),
 }
-"""Name -> column of a sheet, lowest value, first value beyond it."""
+"""Name -> column of a table, lowest value, first value beyond it."""
 
 
 def asked_rows(slates: Artifact, prompts: Artifact, events_I: IntArray) -> pd.DataFrame:

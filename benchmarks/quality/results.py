@@ -39,7 +39,7 @@ class Results:
         return found if found.get("settings_digest") == settings else None
 
     def write(self, row: Mapping[str, Any], table: pd.DataFrame) -> None:
-        """Write a row's JSON and logits; `table`: see `Sheet`."""
+        """Write a row's JSON and logits; `table`: as `Results.table` returns it."""
         kept = {model: table[model].to_numpy(np.float32) for model in MODELS if model in table}
         storage.write_tensors(str(self._logits(row["row"], row["seed"])), kept)
         write_result({**row, "sample_digest": sample_digest(table)},

@@ -111,18 +111,12 @@ class BatchPlan:
         self.steps_per_epoch = -(-len(lengths) // config.batch_slates)
         self.num_steps = self.steps_per_epoch * config.epochs
 
-    def _order(self, epoch: int) -> IntArray:
-        order: IntArray = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
-        return order
-
     def indices(self, step: int) -> list[int]:
         """Return a global batch, shortest first; the last one of an epoch wraps round."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)
         places = offset * self.config.batch_slates + np.arange(self.config.batch_slates)
-        chosen = order[places % len(order)]
-        by_length = np.argsort(self.lengths[chosen], kind="stable")
-        return [int(index) for index in chosen[by_length]]
+        return self._shortest_first(order[places % len(order)])
 
     def micro_batches(self, step: int, world_rank: int, world_size: int) -> list[list[int]]:
         """Return this worker's micro-batches of a step; every worker has equally many.
@@ -132,20 +126,31 @@ class BatchPlan:
         dealt = np.reshape(self.indices(step), (-1, world_size))
         dealt[1::2] = dealt[1::2, ::-1]
         mine: list[int] = dealt[:, world_rank].tolist()
-        size = self.micro_size(world_size)
-        return [mine[start : start + size] for start in range(0, len(mine), size)]
+        return _pieces(mine, self.micro_size(world_size))
 
     def first_look(self) -> list[list[int]]:
         """Return the first FIRST_LOOK prompts of the order, the same for every worker."""
-        order = self._order(0)[:FIRST_LOOK]
-        by_length = order[np.argsort(self.lengths[order], kind="stable")].tolist()
-        size = self.config.micro_batch_slates
-        return [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        return _pieces(
+            self._shortest_first(self._order(0)[:FIRST_LOOK]), self.config.micro_batch_slates
+        )
 
     def micro_size(self, world_size: int) -> int:
         """Return the largest micro-batch within the limit that divides a worker's share."""
         share = self.config.batch_slates // world_size
         return max(s for s in range(1, self.config.micro_batch_slates + 1) if share % s == 0)
+
+    def _order(self, epoch: int) -> IntArray:
+        order: IntArray = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        return order
+
+    def _shortest_first(self, indices_B: IntArray) -> list[int]:
+        by_length = np.argsort(self.lengths[indices_B], kind="stable")
+        sorted_B: list[int] = indices_B[by_length].tolist()
+        return sorted_B
+
+
+def _pieces(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def start_adapter_engine(
