@@ -54,10 +54,12 @@ class Artifact:
         verify_files(self.uri, self.manifest()["files"])
 
 
-def artifact_key(kind: str, settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> str:
+def artifact_key(
+    kind: str, settings: Mapping[str, Any], inputs: Sequence[Artifact], version: int = 1
+) -> str:
     """Return the 12 hex digits that name a stage's output."""
     identity = {
-        "kind": kind, "format": FORMAT_VERSION, "settings": settings,
+        "kind": kind, "format": FORMAT_VERSION, "version": version, "settings": settings,
         "inputs": [[artifact.kind, artifact.key] for artifact in inputs],
     }
     return storage.sha256(storage.dump_json(identity))[:12]
@@ -124,14 +126,17 @@ def make(
     settings: Mapping[str, Any],
     inputs: Sequence[Artifact],
     write: Callable[[str], Mapping[str, Any]],
+    *,
+    version: int = 1,
 ) -> Artifact:
     """Return the artifact of these settings and inputs; call `write(folder)` if it is not there.
 
     `write` fills the folder, which is empty at its start (what an interrupted attempt left is
-    deleted), and returns the facts to record. Raises ArtifactError if another driver began to write
-    the same folder meanwhile: that one finishes it.
+    deleted), and returns the facts to record. `version` is the stage's own: it is raised when code
+    changes what the same settings and inputs give, so that nothing older is taken for it. Raises
+    ArtifactError if another driver began to write the same folder meanwhile: that one finishes it.
     """
-    key = artifact_key(kind, settings, inputs)
+    key = artifact_key(kind, settings, inputs, version)
     uri = storage.join(storage.absolute(run), f"{kind}-{key}")      # one place for every process
     if storage.exists(storage.join(uri, MANIFEST)):
         log.info("%s: reusing %s", kind, uri)
@@ -141,13 +146,14 @@ def make(
     with claimed(uri) as check:
         storage.delete_folder(uri)
         facts = dict(write(uri))
-        check()
+        files = describe_files(uri)
+        check()                                 # last: hashing takes long, too
         seconds = round(time.time() - start_s, 1)
         storage.write_json(storage.join(uri, MANIFEST), {
-            "kind": kind, "key": key, "format_version": FORMAT_VERSION,
+            "kind": kind, "key": key, "format_version": FORMAT_VERSION, "version": version,
             "settings": dict(settings),
             "inputs": {artifact.kind: artifact.key for artifact in inputs}, "facts": facts,
-            "files": describe_files(uri), "seconds": seconds, "made_s": round(start_s),
+            "files": files, "seconds": seconds, "made_s": round(start_s),
             "code": code,
         })
     log.info("%s: done in %.1f s %s", kind, seconds, facts)

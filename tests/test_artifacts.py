@@ -71,8 +71,9 @@ def test_the_key_depends_on_kind_settings_and_inputs_but_not_on_order_of_setting
         artifacts.artifact_key("k", {"a": 1, "b": 3}, [first]),
         artifacts.artifact_key("k", {"a": 1, "b": 2}, [second]),
         artifacts.artifact_key("k", {"a": 1, "b": 2}, [first, second]),
+        artifacts.artifact_key("k", {"a": 1, "b": 2}, [first], version=2),
     ]
-    assert len({base, *others}) == 5
+    assert len({base, *others}) == 6
 
 
 def test_the_same_input_at_another_place_gives_the_same_key() -> None:
@@ -105,6 +106,22 @@ def test_of_two_drivers_the_one_that_began_last_finishes(root: str) -> None:
     made.verify()
     assert sorted(made.manifest()["files"]) == sorted(FILES)
     assert storage.list_folders(root) == [made.uri.rpartition("/")[2]]
+
+
+def test_a_driver_that_is_overtaken_while_it_hashes_does_not_call_the_rest_complete(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(uri: str) -> dict[str, dict[str, Any]]:
+        monkeypatch.undo()
+        with artifacts.claimed(uri):            # the second has only begun: the folder is empty
+            storage.delete_folder(uri)
+        return artifacts.describe_files(uri)
+
+    monkeypatch.setattr(artifacts, "describe_files", overtaken)
+    with pytest.raises(ArtifactError, match="another run"):
+        _make(root, Writer(FILES))
+    made = _make(root, Writer(FILES))
+    assert sorted(made.manifest()["files"]) == sorted(FILES)
 
 
 def test_what_an_interrupted_attempt_left_is_not_part_of_the_result(root: str) -> None:

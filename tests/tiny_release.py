@@ -123,7 +123,7 @@ class TinyWorld:
     def counts(self) -> FloatArray:
         """Return events, positives and sum of ratings by item."""
         size = len(self.catalogue)
-        return np.sum([count_events(each, size) for each in self.histories.values()], axis=0)
+        return count_events(self.histories.values(), size)
 
     def _write_crm(self, folder: str, config: EngineConfig) -> None:
         maps = CRMMaps(

@@ -78,9 +78,9 @@ def _training(inputs: CRMInputs, examples: Artifact) -> Iterator[CRMRows]:
 
 def _scored(inputs: CRMInputs, scorer: CRMScorer, window: Window) -> Iterator[CRMRows]:
     """Yield each user's rows, in the order of the scores artifact."""
-    profiles = inputs.profiles()
     for partition in inputs.partitions():
         histories = inputs.histories_at(partition)
+        profiles = inputs.profiles(histories)
         for user_id, user in inputs.slates_at(partition, (window,)).items():
             rows = scorer.rows(
                 profiles.of(user_id), histories[user_id], np.concatenate(user.items),

@@ -1,9 +1,10 @@
 """Users by id: their profile fields."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.types import Profile
 
@@ -23,8 +24,13 @@ class Profiles:
         return self._by_user.get(user_id) or Profile(user_id, dict.fromkeys(self.fields, ()))
 
     @classmethod
-    def from_table(cls, table: pa.Table, fields: Sequence[str]) -> "Profiles":
-        """Read a table of `users_schema`."""
+    def from_table(
+        cls, table: pa.Table, fields: Sequence[str], user_ids: Iterable[str] | None = None
+    ) -> "Profiles":
+        """Read a table of `users_schema`: all users, or these alone."""
+        if user_ids is not None:
+            wanted = pa.array(list(user_ids), table["user_id"].type)
+            table = table.filter(pc.is_in(table["user_id"], value_set=wanted))
         columns = [table[name].to_pylist() for name in fields]
         by_user = {
             user_id: Profile(

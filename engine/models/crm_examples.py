@@ -41,14 +41,13 @@ def count_partition(
     histories: Mapping[str, History], profiles: Profiles, size: int, cut_s: int
 ) -> TrainingCounts:
     """Count items and users by their events before the cut; `size` is items + 1."""
+    before = {user_id: history.before(cut_s) for user_id, history in histories.items()}
     counts = TrainingCounts(
-        np.zeros((size, 3)), [], {name: Counter() for name in profiles.fields}
+        count_events(before.values(), size), [], {name: Counter() for name in profiles.fields}
     )
-    for user_id, history in histories.items():
-        before = history.before(cut_s)
-        if not len(before):
+    for user_id, history in before.items():
+        if not len(history):
             continue
-        counts.items_I3 += count_events(before, size)
         counts.user_ids.append(user_id)
         for name, values in (profiles.of(user_id).fields or {}).items():
             counts.user_values[name].update(set(values))

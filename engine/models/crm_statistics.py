@@ -4,6 +4,7 @@ Training rows of a partition read the counts of all other partitions, so that no
 is among its features.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,18 @@ COLUMNS = 3
 EVERY = slice(None)
 
 
-def count_events(history: History, size: int) -> FloatArray:
-    """Return the counts [items + 1, 3] of one history."""
-    counts = np.zeros((size, COLUMNS))
-    values = np.stack([np.ones(len(history)), history.labels, history.ratings], axis=1)
-    np.add.at(counts, history.items, values.astype(np.float64))
-    return counts
+def count_events(histories: Iterable[History], size: int) -> FloatArray:
+    """Return the counts [items + 1, 3] of some histories, by one pass over their events."""
+    histories = list(histories)
+    if not histories:
+        return np.zeros((size, COLUMNS))
+    items = np.concatenate([each.items for each in histories])
+    return np.stack([
+        np.bincount(items, weights, size).astype(np.float64) for weights in (
+            None, np.concatenate([each.labels for each in histories]),
+            np.concatenate([each.ratings for each in histories]),
+        )
+    ], axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,3 @@ class ItemStatistics:
         prior = STRENGTH * self.mean_rating
         return (self.counts_I3[items, 2] + prior) / (self.counts_I3[items, 0] + STRENGTH)
 
-    def known_items(self) -> IntArray:
-        """Return the indices of the items that were seen, ascending."""
-        return np.flatnonzero(self.counts_I3[:, 0] > 0)

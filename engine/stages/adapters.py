@@ -15,12 +15,14 @@ from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.data.schema import part_name
 from engine.models.base import base_model_digest
-from engine.stages.trainer import fit
+from engine.stages.trainer import RESOURCES, fit, forget
 from engine.training.adapter_loop import adapter_loop
 
 FILES = ("bank.safetensors", "bank.json", "curve.json")
 LEARNING = "learning.json"
 LEARNING_POINTS = 20
+VERSION = 2
+"""Of what training makes of the same settings. 2: the readout learns on standardised states."""
 
 
 def train_adapters(
@@ -35,12 +37,15 @@ def train_adapters(
         run_config = config.run.model_copy(update={"seed": seed})
         config = config.model_copy(update={"run": run_config})
     settings = {
-        "bank": config.bank.settings(), "adapters": config.adapters.settings(),
+        "bank": config.bank.settings(),
+        "adapters": config.adapters.model_dump(mode="json", exclude=set(RESOURCES)),
         "seed": config.run.seed, "dtype": config.base_model.dtype,
         "base_model": base_model_digest(config.base_model) or config.base_model.name,
     }
     write = partial(_write, config=config, prompts=prompts, crm=crm, crm_scores=crm_scores)
-    return make(run, "bank", settings, [prompts, crm, crm_scores], write)
+    bank = make(run, "bank", settings, [prompts, crm, crm_scores], write, version=VERSION)
+    forget(bank.uri)
+    return bank
 
 
 def _write(
@@ -52,11 +57,9 @@ def _write(
         "state_files": tuple(crm_scores.path(part_name("scores", k)) for k in partitions),
         "crm_key": crm.key,
     }
-    run, _, name = folder.rpartition("/")
     checkpoint = fit(
         adapter_loop, {"config": config.settings(), "inputs": inputs},
-        storage=storage.join(run, "training"), name=name,
-        num_workers=config.adapters.num_workers,
+        artifact=folder, num_workers=config.adapters.num_workers,
         threads_per_worker=config.adapters.threads_per_worker,
         use_gpu=config.adapters.use_gpu, max_failures=config.adapters.max_failures,
     )

@@ -6,6 +6,7 @@
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ from engine.models.crm_scorer import CRMScorer, write_crm
 from engine.models.crm_vocabulary import FieldTable, fit_field
 from engine.stages.items import VECTORS
 from engine.stages.partitions import map_partitions
-from engine.stages.trainer import fit
+from engine.stages.trainer import RESOURCES, fit, forget
 from engine.training.crm_loop import crm_loop, example_uri, write_rows
 from engine.types import FloatArray, History, Timeline, Window
 
@@ -57,10 +58,10 @@ class CRMInputs:
         table = storage.read_table(storage.join(self.histories, "items.parquet"))
         return Catalogue.from_table(table, self.config.source.item_fields)
 
-    def profiles(self) -> Profiles:
-        """Return all profiles."""
+    def profiles(self, user_ids: Iterable[str]) -> Profiles:
+        """Return the profiles of some users."""
         table = storage.read_table(storage.join(self.histories, "users.parquet"))
-        return Profiles.from_table(table, self.config.source.user_fields)
+        return Profiles.from_table(table, self.config.source.user_fields, user_ids)
 
     def vectors(self) -> FloatArray:
         """Return the items' text vectors."""
@@ -96,9 +97,13 @@ def train_crm(
     """
     examples = make_examples(run, config, histories, slates, item_text, windows=windows)
     chosen = config.run.seed if seed is None else seed
-    settings = {"crm": config.crm.settings(), "seed": chosen}
-    write = partial(_train, run=run, config=config, examples=examples, seed=chosen)
-    return artifacts.make(run, "crm", settings, [examples], write)
+    settings = {
+        "crm": config.crm.model_dump(mode="json", exclude=set(RESOURCES)), "seed": chosen,
+    }
+    write = partial(_train, config=config, examples=examples, seed=chosen)
+    crm = artifacts.make(run, "crm", settings, [examples], write)
+    forget(crm.uri)
+    return crm
 
 
 def make_examples(
@@ -143,7 +148,8 @@ def _write_examples(
 
 def _count(inputs: CRMInputs, cut_s: int, partition: int) -> TrainingCounts:
     size = storage.read_table(storage.join(inputs.histories, "items.parquet"), ["item"]).num_rows
-    return count_partition(inputs.histories_at(partition), inputs.profiles(), size + 1, cut_s)
+    histories = inputs.histories_at(partition)
+    return count_partition(histories, inputs.profiles(histories), size + 1, cut_s)
 
 
 def learn_maps(counts: TrainingCounts, catalogue: Catalogue, config: EngineConfig) -> CRMMaps:
@@ -206,7 +212,8 @@ def _write_rows(
     if not slates:
         return 0
     maps, catalogue = read_maps(uri), inputs.catalogue()
-    histories, profiles = inputs.histories_at(partition), inputs.profiles()
+    histories = inputs.histories_at(partition)
+    profiles = inputs.profiles(histories)
     own = count_partition(histories, profiles, len(catalogue), cut_s).items_I3
     known = [catalogue.index_of(item_id) for item_id in maps.item_ids]
     others = maps.counts_K3 - np.concatenate([np.zeros((1, 3)), own[known]])
@@ -218,9 +225,7 @@ def _write_rows(
     return len(rows)
 
 
-def _train(
-    uri: str, *, run: str, config: EngineConfig, examples: Artifact, seed: int
-) -> dict[str, Any]:
+def _train(uri: str, *, config: EngineConfig, examples: Artifact, seed: int) -> dict[str, Any]:
     crm, facts = config.crm, examples.facts
     if len(facts["row_counts"]) < crm.lanes:
         raise ConfigError(
@@ -232,8 +237,7 @@ def _train(
         "row_counts": facts["row_counts"], "seed": seed,
     }
     checkpoint = fit(
-        crm_loop, settings, storage=storage.join(storage.absolute(run), "training"),
-        name=uri.rpartition("/")[2], num_workers=crm.num_workers,
+        crm_loop, settings, artifact=uri, num_workers=crm.num_workers,
         threads_per_worker=crm.threads_per_worker, use_gpu=crm.use_gpu,
         max_failures=crm.max_failures,
     )
@@ -271,6 +275,6 @@ def _write_scores(uri: str, *, inputs: CRMInputs, crm: str) -> dict[str, Any]:
 def _score(uri: str, inputs: CRMInputs, crm: str, partition: int) -> int:
     scorer = CRMScorer.load(crm, inputs.catalogue(), inputs.vectors())
     slates = inputs.slates_at(partition, (Window.BANK, Window.VALIDATION, Window.TEST))
-    table = score_slates(scorer, inputs.histories_at(partition), inputs.profiles(), slates)
+    table = score_slates(scorer, inputs.histories_at(partition), inputs.profiles(slates), slates)
     storage.write_table(storage.join(uri, part_name("scores", partition)), table)
     return int(table.num_rows)

@@ -23,6 +23,7 @@ from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
 from engine.data.sampling import Offer, reach_rows, sample_key, smallest, within_rows
 from engine.data.schema import PROMPTS, histories_of, part_name
+from engine.errors import PromptError
 from engine.models.base import base_model_digest, load_tokenizer
 from engine.prompts.template import PromptBuilder
 from engine.stages.items import VECTORS
@@ -40,6 +41,7 @@ def build_prompts(
         "seed": config.run.seed, "max_slates": config.adapters.max_slates,
         "rows": [config.evaluation.validation_rows, config.evaluation.test_rows],
         "template": make_builder(config, histories, item_text).digest(),
+        "max_history": config.crm.max_history,          # the text is chosen from as many events
     }
     if config.bank.gate is GateInput.TARGET and config.prompt.scope is HistoryScope.SLATE:
         settings["gate"] = config.bank.gate.value           # each candidate in its own prompt
@@ -121,7 +123,8 @@ def _write_partition(
     rows = [row for row in table.to_pylist() if _is_chosen(row, chosen)]
     builder = make_builder(config, histories, item_text)
     profiles = Profiles.from_table(
-        storage.read_table(histories.path("users.parquet")), config.source.user_fields
+        storage.read_table(histories.path("users.parquet")), config.source.user_fields,
+        {row["user_id"] for row in rows},
     )
     users = histories_of(storage.read_table(histories.path(part_name("histories", partition))))
     written, counts = [], Counter[str]()
@@ -130,9 +133,12 @@ def _write_partition(
         profile = profiles.of(row["user_id"])
         name = Window(row["window"]).name.lower()
         slot = 0
-        for built in builder.build_all(
-            history, profile, np.array(row["items"]), config.bank.gate
-        ):
+        try:
+            prompts = builder.build_all(history, profile, np.array(row["items"]), config.bank.gate)
+        except PromptError as error:
+            raise PromptError(f"slate {row['slate_id']!r} of user {row['user_id']!r}: {error}") \
+                from error
+        for built in prompts:
             blocks = [block.tolist() for block in built.prompt.blocks]
             written.append({
                 "slate_id": row["slate_id"], "user_id": row["user_id"], "window": row["window"],

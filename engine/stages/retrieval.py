@@ -58,7 +58,8 @@ def _count(partition: int, inputs: CRMInputs, crm: str, popularity: str) -> Coun
     scorer = CRMScorer.load(crm, inputs.catalogue(), inputs.vectors())
     vectors_ID = scorer.item_vectors()
     popular_I = Popularity.load(storage.join(popularity, POPULARITY)).positives.astype(np.float64)
-    profiles, histories = inputs.profiles(), inputs.histories_at(partition)
+    histories = inputs.histories_at(partition)
+    profiles = inputs.profiles(histories)
     slates = storage.read_table(storage.join(inputs.slates, part_name("slates", partition)))
     found = Counter[str]()
     for row in slates.to_pylist():

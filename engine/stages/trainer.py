@@ -13,15 +13,19 @@ import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from engine import storage as uris
-from engine.errors import ArtifactError
+from engine.errors import ArtifactError, EngineError
 from engine.stages.progress import ProgressWriter, logged_progress
 from engine.training.session import Session
 
 log = logging.getLogger(__name__)
 
 Loop = Callable[[dict[str, Any], Session], None]
+
+RESOURCES = frozenset({"threads_per_worker", "checkpoint_every", "max_failures"})
+"""Settings of a training that do not name its output: whoever changes them goes on with it."""
 
 FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
 """Driver's variables that workers need too; credentials belong to the nodes' own environment."""
@@ -60,8 +64,7 @@ def fit(
     loop: Loop,
     settings: dict[str, Any],
     *,
-    storage: str,
-    name: str,
+    artifact: str,
     num_workers: int,
     threads_per_worker: int,
     use_gpu: bool,
@@ -69,12 +72,14 @@ def fit(
 ) -> str:
     """Run `loop(settings, session)` on every worker; return the URI of the last checkpoint.
 
-    The same `(storage, name)` goes on from its last checkpoint, in this call (after a failed
-    worker) as in a later one, so a name must change with the settings. `loop` is a function of a
-    module. Raises ArtifactError if the loop reported no checkpoint.
+    `artifact` is the URI of the folder that is made of it. The same one goes on from its last
+    checkpoint, in this call (after a failed worker) as in a later one, until `forget`. `loop` is a
+    function of a module. An EngineError of a worker arrives as itself. Raises ArtifactError if the
+    loop reported no checkpoint.
     """
     _warn_of_missing_cpus(num_workers * threads_per_worker)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"      # relative paths mean the same in every worker
+    storage, name = _place(artifact)
     fs, path = uris.filesystem(storage)
     progress = uris.join(storage, f"{name}-progress.json")
     trainer = TorchTrainer(
@@ -93,10 +98,29 @@ def fit(
         ),
     )
     with logged_progress(progress, name):
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, EngineError):
+                    raise failure from error
+            raise
     if result.checkpoint is None:
         raise ArtifactError(f"training {name!r} ended without a checkpoint in {storage}")
     return _uri_of(storage, result.checkpoint.path)
+
+
+def forget(artifact: str) -> None:
+    """Delete what `fit` kept to go on from, once the artifact is complete: whoever makes it anew
+    must not begin where other code ended.
+    """
+    uris.delete_folder(uris.join(*_place(artifact)))
+
+
+def _place(artifact: str) -> tuple[str, str]:
+    """Return the folder of a run's trainings, and the name of this one."""
+    run, _, name = artifact.rstrip("/").rpartition("/")
+    return uris.join(run, "training"), name
 
 
 def _run_worker(loop: Loop, threads: int, progress: str, settings: dict[str, Any]) -> None:
@@ -115,6 +139,7 @@ def _worker_environment(threads: int, use_gpu: bool) -> dict[str, str]:
     }
     if not use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
+        environment["CUDA_VISIBLE_DEVICES"] = ""    # Ray leaves them visible to who asks for none
     return environment
 
 

@@ -47,14 +47,16 @@ def test_statistics_are_smoothed_toward_the_mean() -> None:
     assert statistics.mean_rating == 3.0
     np.testing.assert_allclose(statistics.label_rates(), [0.5, 7.5 / 10, 2.5 / 10])
     np.testing.assert_allclose(statistics.ratings(), [3, 40 / 10, 20 / 10])
-    assert statistics.known_items().tolist() == [1, 2]
 
 
 def test_events_are_counted_per_item() -> None:
     history = History(
         np.array([2, 1, 2]), np.array([5.0, 1, 4]), np.array([1, 0, 1]), np.array([1, 2, 3])
     )
-    assert count_events(history, 3).tolist() == [[0, 0, 0], [1, 0, 1], [2, 2, 9]]
+    assert count_events([history], 3).tolist() == [[0, 0, 0], [1, 0, 1], [2, 2, 9]]
+    parts = [history.head(1), history.tail(2), history.head(0)]
+    assert count_events(parts, 3).tolist() == count_events([history], 3).tolist()
+    assert count_events([], 2).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 @settings(max_examples=30)

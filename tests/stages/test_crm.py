@@ -15,7 +15,7 @@ from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
 from engine.data.schema import histories_of
 from engine.data.splits import read_timeline
-from engine.errors import ConfigError
+from engine.errors import ConfigError, DataError
 from engine.models.crm_scorer import CRMScorer
 from engine.stages.crm import make_examples, read_maps, score_crm, train_crm
 from engine.stages.histories import build_histories
@@ -93,6 +93,11 @@ def killed_loop(settings: dict[str, Any], session: Session) -> None:
              _Killer(session, Path(settings["flag"])))
 
 
+def refusing_loop(settings: dict[str, Any], session: Session) -> None:
+    """Refuse its input."""
+    raise DataError("the third row is odd")
+
+
 class _Killer:
     def __init__(self, session: Session, flag: Path) -> None:
         self.world_rank, self.world_size = session.world_rank, session.world_size
@@ -137,6 +142,21 @@ def test_the_whole_training_window_reaches_to_t1(world: World) -> None:
     assert examples.facts["cut_s"] == timeline.t1_s
     facts = world.histories.facts["windows"]
     assert examples.facts["rows"] == facts["crm"] + facts["bank"]
+
+
+def test_a_finished_training_leaves_nothing_to_go_on_from(world: World, crm: Artifact) -> None:
+    assert not (Path(world.run) / "training" / f"crm-{crm.key}").exists()
+
+
+def test_resources_do_not_name_a_training(world: World, crm: Artifact) -> None:
+    other = train_crm(world.run, world.config(max_failures=5), *world.inputs())
+    assert other.key == crm.key
+
+
+def test_an_error_of_a_worker_arrives_as_itself(world: World, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the third row is odd"):
+        fit(refusing_loop, {}, artifact=str(tmp_path / "refused"), num_workers=1,
+            threads_per_worker=1, use_gpu=False, max_failures=0)
 
 
 def test_other_windows_are_refused(world: World) -> None:
@@ -233,8 +253,9 @@ def test_a_killed_worker_resumes_as_if_uninterrupted(
     config = world.config()
     flag = tmp_path / "killed"
     checkpoint = fit(
-        killed_loop, {**world.loop_settings(config), "flag": str(flag)}, storage=str(tmp_path),
-        name="killed", num_workers=1, threads_per_worker=1, use_gpu=False, max_failures=1,
+        killed_loop, {**world.loop_settings(config), "flag": str(flag)},
+        artifact=str(tmp_path / "killed"), num_workers=1, threads_per_worker=1, use_gpu=False,
+        max_failures=1,
     )
     assert flag.exists()
     expected = weights_of(crm.uri, "crm.safetensors")

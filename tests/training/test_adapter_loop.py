@@ -92,7 +92,7 @@ def train(
 ) -> tuple[list[dict[str, float]], storage.Tensors]:
     """Train under Ray; return the curve and the bank."""
     checkpoint = fit(
-        loop, settings, storage=str(folder), name="adapters", num_workers=workers,
+        loop, settings, artifact=str(folder / "adapters"), num_workers=workers,
         threads_per_worker=1, use_gpu=False, max_failures=0,
     )
     curve = storage.read_json(f"{checkpoint}/curve.json")
