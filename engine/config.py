@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from engine.errors import ConfigError
 from engine.types import GateInput, HistoryScope, MixingMode
@@ -122,8 +129,9 @@ class SplitConfig(Section):
 class HistoryConfig(Section):
     """Per-user histories."""
 
-    num_partitions: int = Field(default=8, ge=1)
-    """Files that histories, slates and examples are cut into, by a stable hash of the user."""
+    num_partitions: int = Field(default=8, ge=2)
+    """Files that histories, slates and examples are cut into, by a stable hash of the user. At
+    least two: the CRM's training rows of one read item statistics of the others."""
 
 
 class SlateConfig(Section):
@@ -161,8 +169,8 @@ class BaseModelConfig(Section):
     """`smollm2-135m-instruct` (from the model cache), a local folder, or a Hugging Face id."""
     cache: str = Field(default="cache/models")
     """Folder of fetched models."""
-    device: str = Field(default="auto")
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`."""
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto")
+    """`auto`: the GPU that a process was given, if any. `cuda` needs `adapters.use_gpu`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto")
     """Type of the frozen weights and activations; bank, gates and CRM stay in float32. `auto`:
     bfloat16 on a GPU and on CPUs with units for it (AMX, AVX512-BF16), else float32, which is
@@ -253,6 +261,18 @@ class PromptConfig(Section):
     negative: str = Field(default="No")
     """Answer text of label 0; one token."""
 
+    @field_validator("system")
+    @classmethod
+    def _check_system(cls, system: str) -> str:
+        try:
+            system.format(noun="", positive="", negative="")
+        except (LookupError, ValueError) as error:
+            raise ValueError(
+                f"{system!r} names {error}; in braces it may name noun, positive and negative, and "
+                "braces of its own are doubled"
+            ) from error
+        return system
+
 
 class BankConfig(Section):
     """The bank of meta-LoRA adapters and its gates."""
@@ -291,9 +311,11 @@ class AdapterTrainingConfig(Section):
     epochs: int = Field(default=1, ge=1)
     """Passes over them."""
     batch_slates: int = Field(default=4, ge=1)
-    """Slates of a global batch."""
+    """Slates of a global batch; prompts where each candidate has its own (candidate scope, target
+    gates)."""
     micro_batch_slates: int = Field(default=2, ge=1)
-    """Slates in one forward pass of one worker: few pad each other less, many fill a GPU."""
+    """Slates (prompts) in one forward pass of one worker: few pad each other less, many fill a
+    GPU."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak rate of the bank; warm-up, then linear decay to zero."""
     gate_learning_rate: float = Field(default=4e-3, gt=0)
@@ -309,8 +331,8 @@ class AdapterTrainingConfig(Section):
     loss: Literal["answers", "vocabulary", "pairs", "joint"] = Field(default="joint")
     """`answers`: cross-entropy on the two answer logits. `vocabulary`: over all tokens. `pairs`:
     on the difference of logits of a positive and a negative of the same slate, so only the order
-    within a slate is learned. `joint`: `answers` + `pairs`; `answers` in candidate scope, where a
-    prompt has no pairs."""
+    within a slate is learned. `joint`: `answers` + `pairs`; `answers` alone in candidate scope and
+    with target gates, where a prompt has one candidate, so no pairs."""
     learn: Literal["labels", "residuals"] = Field(default="labels")
     """`labels`: the language model's logit alone fits the label. `residuals`: the sum of it and the
     CRM's logit does, so it learns what the CRM does not know; its own logit is no opinion then."""
@@ -430,8 +452,14 @@ class EngineConfig(Section):
             )
         if self.bank.readout == "block" and self.adapters.loss == "vocabulary":
             raise ValueError("adapters.loss 'vocabulary' needs bank.readout 'answer'")
-        if self.prompt.scope is HistoryScope.CANDIDATE and self.adapters.loss == "pairs":
-            raise ValueError("adapters.loss 'pairs' orders a slate; prompt.scope must be 'slate'")
+        is_apart = HistoryScope.CANDIDATE is self.prompt.scope or GateInput.TARGET is self.bank.gate
+        if is_apart and self.adapters.loss == "pairs":
+            raise ValueError(
+                "adapters.loss 'pairs' orders a slate in one prompt; prompt.scope must be 'slate' "
+                "and bank.gate not 'target'"
+            )
+        if self.base_model.device == "cuda" and not self.adapters.use_gpu:
+            raise ValueError("base_model.device 'cuda' needs adapters.use_gpu")
         if self.prompt.scope is HistoryScope.CANDIDATE and self.bank.gate is GateInput.HYBRID:
             raise ValueError("bank.gate 'hybrid' shares a prefix; prompt.scope must be 'slate'")
         for name in (*self.prompt.history_fields, *self.prompt.candidate_fields):
@@ -496,6 +524,9 @@ def database_at_home(url: str) -> str:
 def _at_home(values: dict[str, Any]) -> dict[str, Any]:
     for section, name in PATHS:
         values[section][name] = at_home(values[section][name])
+    model = at_home(values["base_model"]["name"])
+    if Path(model).is_dir():                    # else a name of the cache or of Hugging Face
+        values["base_model"]["name"] = model
     return values
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from engine.config import EngineConfig, load_config
 from engine.errors import EngineError
+from engine.storage import absolute
 from jobs.exit_code import exit_code
 
 SERVE_CONFIG = "serve_configs/local.yaml"
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def demonstrate(config: EngineConfig) -> None:
-    """Train, seed the state, serve, ask for some test users, print."""
+    """Train, seed the state, serve, ask for some users of the sample, print."""
     import ray  # --help needs no Ray
 
     from engine import storage
@@ -64,7 +65,7 @@ def serve_config(config: EngineConfig) -> dict[str, Any]:
     settings["http_options"]["port"] = free_port(settings["http_options"]["port"])
     for deployment in settings["applications"][0]["deployments"]:
         if "user_config" in deployment:
-            registry = str(Path(config.run.registry).absolute())
+            registry = absolute(config.run.registry)
             deployment["user_config"] = {**deployment["user_config"], "registry": registry}
     return settings
 

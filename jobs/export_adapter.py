@@ -2,17 +2,19 @@
 
 python jobs/export_adapter.py --user 405 --registry runs/releases --out adapters/405 [--item 50]
 
-`target` and `hybrid` gates depend on the candidate: they need --item. PEFT loads the folder with
+`target` and `hybrid` gates depend on the candidate: they need --item. With `hybrid` gates the
+engine reads the shared history under the user's own mix and only the candidate under this one, so
+its scores are not quite those of the adapter. PEFT loads the folder with
 `PeftModel.from_pretrained(base_model, folder)`. Where the release has a readout (`bank.readout:
 block`), readout.safetensors beside it holds what its scores add to the log-odds of the answer.
-A relative SQLite file of --database starts from LIFELORA_HOME, if that is set.
+Relative paths start from LIFELORA_HOME, if that is set.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from engine.config import ServingConfig, database_at_home
+from engine.config import ServingConfig, at_home, database_at_home
 from engine.errors import ConfigError
 from jobs.exit_code import exit_code
 
@@ -45,11 +47,11 @@ def export(options: argparse.Namespace) -> None:
     from engine.state.database import open_database
     from engine.types import GateInput
 
-    registry = Registry(options.registry)
+    registry, model_cache = Registry(at_home(options.registry)), at_home(options.model_cache)
     release_id = options.release or registry.live().release_id
     config = registry.read_config(release_id)
-    base = config.base_model.model_copy(update={"cache": options.model_cache})
-    release = load_release(registry, release_id, model_cache=options.model_cache, device="cpu")
+    base = config.base_model.model_copy(update={"cache": model_cache})
+    release = load_release(registry, release_id, model_cache=model_cache, device="cpu")
     assert release.language is not None
     model = release.language.model
     if model.config.gate is not GateInput.USER and options.item is None:
@@ -62,8 +64,9 @@ def export(options: argparse.Namespace) -> None:
     item = release.catalogue.index_of(options.item) if options.item else 1
     profile = release.profiles.of(options.user)
     [output] = release.crm.score([history], [profile], [np.array([item])])
-    export_adapter(model, model.gates(output)[-1], options.out, model_path(base))
-    print(f"adapter: {options.out}")
+    out = at_home(options.out)
+    export_adapter(model, model.gates(output)[-1], out, model_path(base))
+    print(f"adapter: {out}")
 
 
 if __name__ == "__main__":

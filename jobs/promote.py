@@ -4,7 +4,8 @@ python -m jobs.promote RELEASE_ID --registry runs/releases [--address http://127
 
 Verifies the release, writes the registry's `live` file, then raises the counter `change` in the
 `user_config` of the running application: replicas load the release and go on answering meanwhile.
-Without --address only `live` is written; replicas that start later read it.
+Without --address only `live` is written; replicas that start later read it. A relative registry
+starts from LIFELORA_HOME, if that is set.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.config import at_home
 from engine.errors import ReleaseError
 from engine.releases.registry import Registry
 from engine.storage import absolute, is_remote
@@ -50,9 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, release_id: str | None) -> None:
     """Promote a release, or roll back (None), and tell the running application."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    registry = Registry(options.registry)
+    folder = at_home(options.registry)
+    registry = Registry(folder)
     if options.address:
-        check_registry(read_details(options.address), options.registry)
+        check_registry(read_details(options.address), folder)
     live = registry.rollback() if release_id is None else registry.promote(release_id)
     print(f"live: {live.release_id} (before it: {live.previous_id})")
     if options.address:

@@ -15,6 +15,7 @@ import yaml
 
 from engine.artifacts import Artifact
 from engine.config import EngineConfig, load_config
+from engine.errors import ConfigError
 from jobs.exit_code import exit_code
 
 
@@ -47,13 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_settings(pairs: Sequence[str]) -> dict[str, object]:
     """Return dotted names with their YAML values."""
-    parts = (pair.partition("=") for pair in pairs)
-    return {name: yaml.safe_load(value) for name, _, value in parts}
+    found = {}
+    for name, _, value in (pair.partition("=") for pair in pairs):
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {name}={value}: not a YAML value: {error}") from error
+    return found
 
 
 def run(config: EngineConfig) -> Outcome:
     """Run every stage in order."""
     from engine import storage  # --help needs neither torch nor Ray
+    from engine.models.personalized import check_base_model
     from engine.releases.registry import Registry
     from engine.stages.adapters import train_adapters
     from engine.stages.crm import score_crm, train_crm
@@ -72,6 +79,7 @@ def run(config: EngineConfig) -> Outcome:
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
+    check_base_model(config.base_model, config.prompt, config.bank)
     start_ray()
     root = storage.absolute(config.run.root)
 
@@ -99,8 +107,8 @@ def run(config: EngineConfig) -> Outcome:
     if config.run.promote:
         registry.promote(release_id)
     report = write_report(root, config, [
-        interactions, histories, slates, item_text, crm, crm_scores, prompts, bank, scores, fusion,
-        evaluation,
+        interactions, histories, slates, popularity, item_text, crm, crm_scores, recall, prompts,
+        bank, scores, fusion, evaluation,
     ])
     return Outcome(release_id, registry.folder(release_id), histories, scores, evaluation, report)
 

@@ -222,6 +222,12 @@ def _generic(files: Sequence[SourceFile], config: SourceConfig) -> Layout:
     items = _generic_tables(files, config.format, "items")
     users = _generic_tables(files, config.format, "users")
     inline = [name for name in config.user_fields if not users and name in tables[0].columns]
+    missing = [name for name in config.user_fields if inline and name not in inline]
+    if missing:
+        raise ConfigError(
+            f"source.user_fields {missing} are not columns of the interactions, where "
+            f"{inline} are; there are {list(tables[0].columns)}"
+        )
     return Layout(
         tuple(tables), roles,
         _generic_items(items[0], config) if items else None,

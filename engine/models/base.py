@@ -1,5 +1,6 @@
 """The frozen base model: fetched folder, local folder or Hugging Face id -> tokenizer and model."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +82,20 @@ def _remove_dropout(model: nn.Module) -> None:
             setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
+IDENTITY = ("config.json", "*.safetensors", "*.bin", "tokenizer.*", "chat_template.jinja")
+"""Files that make a base model what it is: weights (also in several files), tokenizer, template."""
+
+
 def base_model_digest(config: BaseModelConfig) -> dict[str, str]:
     """Return checksums of a local base model's files; empty for a Hugging Face id."""
     folder = Path(model_path(config))
-    if not folder.is_dir():
-        return {}
-    names = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
     return {
-        name: storage.sha256((folder / name).read_bytes())
-        for name in names
-        if (folder / name).is_file()
+        path.name: _checksum(path, path.stat().st_mtime_ns)
+        for pattern in IDENTITY for path in sorted(folder.glob(pattern)) if path.is_file()
     }
+
+
+@lru_cache(maxsize=1024)
+def _checksum(path: Path, _changed_ns: int) -> str:
+    """Return a file's checksum, read once for each state of the file."""
+    return storage.describe_file(str(path))[0]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from engine import storage
 from engine.config import BankConfig, BaseModelConfig, PromptConfig
-from engine.errors import ArtifactError
-from engine.models.base import load_base_model
+from engine.errors import ArtifactError, ConfigError
+from engine.models.base import load_base_model, load_tokenizer, model_path
 from engine.models.lora import Gates, install_bank
 from engine.models.packing import PackedBatch, pack
 from engine.models.readout import Readout
@@ -67,6 +67,21 @@ def pair_losses(logits_BM: Tensor, labels_BM: Tensor, is_candidate_BM: Tensor) -
     )
     losses_BMM = F.softplus(-margins_BMM) * is_pair_BMM
     return losses_BMM.sum(-1) / is_pair_BMM.sum(-1).clamp_min(1)
+
+
+def check_base_model(base: BaseModelConfig, prompt: PromptConfig, bank: BankConfig) -> None:
+    """Raise ConfigError or PromptError where a base model does not fit the settings: no such model,
+    answers of several tokens, no such layers. Its weights are not read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        answer_tokens(load_tokenizer(base), prompt)
+        config = AutoConfig.from_pretrained(model_path(base))
+    except OSError as error:
+        raise ConfigError(f"base_model.name {base.name!r} cannot be loaded: {error}") from error
+    with torch.device("meta"):
+        install_bank(AutoModelForCausalLM.from_config(config), bank)
 
 
 class PersonalizedLLM(nn.Module):

@@ -75,7 +75,7 @@ def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.fl
     encoded = map_with_actors(
         _Encoder, (config,), batches, num_actors=config.adapters.num_workers,
         num_cpus=config.adapters.threads_per_worker,
-        use_gpu=config.base_model.device.startswith("cuda"),
+        use_gpu=config.adapters.use_gpu,
     )
     by_item = {
         int(row["item"]): row["raw"] for row in counted(encoded, len(rows), "item_text")

@@ -12,9 +12,7 @@ from engine.errors import EngineError
 R = TypeVar("R")
 
 
-def map_partitions(
-    function: Callable[[int], R], partitions: Sequence[int], *, num_cpus: float = 1.0
-) -> list[R]:
+def map_partitions(function: Callable[[int], R], partitions: Sequence[int]) -> list[R]:
     """Return `function(k)` of each partition, computed by Ray Data tasks, in the order given.
 
     The function writes its own output and returns something small. An EngineError that it raises
@@ -25,7 +23,7 @@ def map_partitions(
     numbers = ray.data.from_items(
         [{"partition": number} for number in partitions], override_num_blocks=len(partitions)
     )
-    rows = numbers.map(partial(_call, function), num_cpus=num_cpus).take_all()
+    rows = numbers.map(partial(_call, function), num_cpus=1).take_all()
     results = {row["partition"]: pickle.loads(row["result"]) for row in rows}
     for number in partitions:
         if isinstance(results[number], EngineError):
@@ -39,12 +37,17 @@ def map_with_actors(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows that `actor(*arguments)` yields for each batch, as they come, in any order.
 
-    Each batch is one call of one of the actors, which may hold what takes long to load.
+    Each batch is one call of one of the actors, which may hold what takes long to load. Actors that
+    take no GPU see none: Ray itself leaves them visible.
     """
+    options: dict[str, Any] = {}
+    if not use_gpu and ray.cluster_resources().get("GPU"):
+        options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
     rows = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
         actor, fn_constructor_args=arguments,
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_cpus=num_cpus, num_gpus=1 if use_gpu else 0,
+        **options,
     )
     return iter(rows.iter_rows())
 

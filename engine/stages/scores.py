@@ -1,7 +1,7 @@
 """bank + prompts + CRM scores -> every score of the validation and test windows.
 
     scores/part-*.parquet     schema.SCORES: all rows; language-model columns on the sample
-    gates.safetensors         "gates" [slates, G, N]: user mixes of the test sample, by slate id
+    gates.safetensors         "gates" [slates, G, N]: user mixes of the sample, by slate id
     slates.json               their slate and user ids
 
 The language model scores the sample as released; the test sample also as `evaluation.references`
@@ -10,6 +10,7 @@ actors hold the model.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,13 +30,15 @@ from engine.stages.partitions import map_partitions, map_with_actors
 from engine.stages.progress import counted
 from engine.stages.slate_gates import SlateGates
 from engine.training.adapter_examples import AdapterExample, read_examples
-from engine.types import EVALUATED, CRMOutput, FloatArray, Window
+from engine.types import EVALUATED, CRMOutput, FloatArray, GateInput, Window
 
 Row = tuple[str, int]
 """Slate id and slot."""
 Logits = tuple[float | None, ...]
 """Values of COLUMNS."""
 COLUMNS = ("llm_logit", "zero_shot_logit", "shuffled_logit")
+VERSION = 2
+"""Of what the same settings give. 2: hybrid gates of another user keep the candidate's states."""
 
 
 def score_prompts(
@@ -61,7 +64,7 @@ def score_prompts(
     return make(run, "scores", settings, inputs, partial(
         _write, config=config, slates=slates, prompts=prompts, crm_scores=crm_scores, bank=bank,
         popularity=popularity, windows=windows,
-    ))
+    ), version=VERSION)
 
 
 def _write(
@@ -95,7 +98,7 @@ def _write(
 
 
 def derange(examples: Sequence[AdapterExample], seed: int) -> list[int]:
-    """Return for each example one of another user with at least as many candidates if there is one.
+    """Return for each example one of another user: the next user's with the most candidates.
 
     Users stand on a seeded circle and borrow from the next: no user keeps its own. A single user
     has nobody to borrow from and keeps its own.
@@ -114,13 +117,17 @@ def derange(examples: Sequence[AdapterExample], seed: int) -> list[int]:
     return [widest[following[example.user_id]] for example in examples]
 
 
-def borrowed(own: CRMOutput, donor: CRMOutput) -> CRMOutput:
-    """Return the output with another user's states; candidates beyond the donor's wrap round."""
+def borrowed(own: CRMOutput, donor: CRMOutput, gate: GateInput) -> CRMOutput:
+    """Return the output with another user's state.
+
+    Gates that read the user keep the candidate's states. Those that read these alone take the
+    donor's, of the donor's items (the CRM joins user and item in one state); candidates beyond the
+    donor's wrap round.
+    """
+    if gate is not GateInput.TARGET:
+        return replace(own, user_state_D=donor.user_state_D)
     slots = np.arange(len(own.logits_M)) % len(donor.logits_M)
-    return CRMOutput(
-        own.logits_M, donor.user_state_D, donor.target_states_MD[slots],
-        own.behaviors_MS, own.attention_MS,
-    )
+    return replace(own, target_states_MD=donor.target_states_MD[slots])
 
 
 class PromptScorer:
@@ -167,7 +174,8 @@ class PromptScorer:
 
     def _foreign_gates(self, number: int) -> FloatArray:
         donor = self.examples[self.donors[number]]
-        return self.model.gates(borrowed(self.examples[number].crm, donor.crm))
+        gate = self.model.config.gate
+        return self.model.gates(borrowed(self.examples[number].crm, donor.crm, gate))
 
 
 def score_examples(

@@ -77,6 +77,14 @@ def test_generic_items_and_inline_user_fields_are_found(tmp_path: Path) -> None:
     assert items["title"][0].as_py() == 'TITLE 1, "LARGE"'
 
 
+def test_a_misspelt_inline_user_field_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"user_fields \['cuontry'\].*\['country'\]"):
+        find_layout(_source(
+            write_online_retail(tmp_path), "csv", label=LabelConfig(kind="implicit"),
+            item_fields=(), user_fields=("country", "cuontry"),
+        ))
+
+
 def test_a_folder_of_parts_is_read_in_name_order(tmp_path: Path) -> None:
     parts = tmp_path / "interactions"
     parts.mkdir()

@@ -87,6 +87,19 @@ def test_a_wrong_setting_ends_with_exit_code_1_and_its_name(
     assert "bank.rank" in capsys.readouterr().err
     assert train_reclora.main(["--config", str(path), "--set", "bank.rank=many"]) == 1
     assert "'many'" in capsys.readouterr().err
+    assert train_reclora.main(["--config", str(path), "--set", "bank.targets=[q"]) == 1
+    assert "bank.targets=[q" in capsys.readouterr().err
+
+
+def test_a_base_model_that_does_not_fit_ends_the_job_before_its_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, {"run": {"root": str(tmp_path / "run")}})
+    assert train_reclora.main(["--config", str(path), "--set", "prompt.positive=Definitely"]) == 1
+    assert "'Definitely' is not one token" in capsys.readouterr().err
+    assert train_reclora.main(["--config", str(path), "--set", "bank.targets=[qkv_proj]"]) == 1
+    assert "qkv_proj" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_relative_paths_start_from_the_home_folder(
@@ -99,3 +112,10 @@ def test_relative_paths_start_from_the_home_folder(
     assert config.run.registry == "s3://bucket/releases"
     assert config.source.path == "/data/home/cache/ml-100k"
     assert json.loads(json.dumps(config.settings())) == config.settings()
+    monkeypatch.setenv("LIFELORA_HOME", str(tmp_path))
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    for name, expected in {
+        "models/own": str(tmp_path / "models/own"), "smollm2-135m-instruct": None, "org/model": None
+    }.items():
+        found = load_config(str(path), {"base_model.name": name}).base_model.name
+        assert found == (expected or name)

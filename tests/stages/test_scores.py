@@ -13,7 +13,7 @@ from engine.models.personalized import PersonalizedLLM
 from engine.stages import scores
 from engine.stages.scores import COLUMNS, PromptScorer, borrowed, derange
 from engine.training.adapter_examples import AdapterExample
-from engine.types import CRMOutput, SlatePrompt, Window
+from engine.types import CRMOutput, GateInput, SlatePrompt, Window
 from tests.tiny_llama import tiny_base
 
 USER_DIM, TARGET_DIM = 4, 3
@@ -40,11 +40,19 @@ def test_nobody_keeps_its_own_gates_if_there_is_another_user(users: list[int], s
         assert (examples[donor].user_id == own.user_id) == (len(set(users)) == 1)
 
 
-def test_a_borrowed_output_keeps_its_own_logits_and_wraps_round_the_donors_candidates() -> None:
+@pytest.mark.parametrize("gate", [GateInput.USER, GateInput.HYBRID])
+def test_gates_that_read_the_user_borrow_the_user_alone(gate: GateInput) -> None:
     own, donor = example(0, "a", Window.TEST, 3).crm, example(1, "b", Window.TEST, 2).crm
-    found = borrowed(own, donor)
+    found = borrowed(own, donor, gate)
     np.testing.assert_array_equal(found.logits_M, own.logits_M)
     np.testing.assert_array_equal(found.user_state_D, donor.user_state_D)
+    np.testing.assert_array_equal(found.target_states_MD, own.target_states_MD)
+
+
+def test_target_gates_borrow_the_donors_candidates_and_wrap_round() -> None:
+    own, donor = example(0, "a", Window.TEST, 3).crm, example(1, "b", Window.TEST, 2).crm
+    found = borrowed(own, donor, GateInput.TARGET)
+    np.testing.assert_array_equal(found.logits_M, own.logits_M)
     np.testing.assert_array_equal(found.target_states_MD, donor.target_states_MD[[0, 1, 0]])
 
 
