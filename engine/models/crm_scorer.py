@@ -58,11 +58,9 @@ class CRMScorer:
 
     def score(
         self, histories: Sequence[History], profiles: Sequence[Profile],
-        candidates: Sequence[IntArray], now_s: Sequence[int] | None = None,
+        candidates: Sequence[IntArray],
     ) -> list[CRMOutput]:
-        """Score each request's candidates in one batch.
-
-        No feature depends on the time of the request, so `now_s` changes nothing.
+        """Score each request's candidates in one batch; no feature depends on the request's time.
         """
         padded = [items if len(items) else np.array([UNKNOWN]) for items in candidates]
         parts = [

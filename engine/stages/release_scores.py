@@ -76,14 +76,15 @@ def _write(
         num_actors=min(sitting.num_actors, len(parts)), num_cpus=sitting.serving.threads,
         use_gpu=sitting.serving.device.startswith("cuda"),
     )
-    rows = counted(answered, exam.facts["users"], "release_scores")
-    users = sorted(rows, key=lambda row: str(row["user_id"]))
-    _write_gates(uri, [slate for user in users for slate in user["slates"]])
-    return {
-        "rows": sum(user["rows"] for user in users),
-        "lists": sum(user["lists"] for user in users),
-        "modes": dict(sum((Counter(user["modes"]) for user in users), Counter[str]())),
-    }
+    totals, modes = Counter[str](), Counter[str]()
+    slates: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for user in counted(answered, exam.facts["users"], "release_scores"):
+        totals.update({name: user[name] for name in ("rows", "lists")})
+        modes.update(user["modes"])
+        if user["slates"]:
+            slates[user["user_id"]] = user["slates"]
+    _write_gates(uri, [slate for user_id in sorted(slates) for slate in slates[user_id]])
+    return {"rows": totals["rows"], "lists": totals["lists"], "modes": dict(modes)}
 
 
 def _write_gates(uri: str, slates: Sequence[Mapping[str, Any]]) -> None:

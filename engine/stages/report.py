@@ -30,8 +30,8 @@ _RESULT_KINDS = ("evaluation", "fusion")
 def write_report(run: str, config: EngineConfig, artifacts: Sequence[Artifact]) -> Artifact:
     """Return report.json and index.html of the artifacts, given in the order of the stages.
 
-    The first of a kind is the released one; others (more CRM seeds) count in the times only.
-    Raises ArtifactError without an evaluation.
+    One of each kind; what `evaluation.crm_seeds` trains besides is not in the times. Raises
+    ArtifactError without an evaluation.
     """
     def write(folder: str) -> dict[str, Any]:
         report = collect(config, artifacts)
@@ -45,25 +45,23 @@ def write_report(run: str, config: EngineConfig, artifacts: Sequence[Artifact]) 
 
 def collect(config: EngineConfig, artifacts: Sequence[Artifact]) -> dict[str, Any]:
     """Return the content of report.json."""
-    firsts: dict[str, Artifact] = {}
-    for artifact in artifacts:
-        firsts.setdefault(artifact.kind, artifact)
-    if "evaluation" not in firsts:
-        raise ArtifactError(f"a report needs an evaluation, got {sorted(firsts)}")
+    of_kind = {artifact.kind: artifact for artifact in artifacts}
+    if "evaluation" not in of_kind:
+        raise ArtifactError(f"a report needs an evaluation, got {sorted(of_kind)}")
     stages = [
         {"kind": each.kind, "key": each.key, "seconds": each.manifest()["seconds"],
          "facts": dict(each.facts)}
         for each in artifacts
     ]
     return {
-        "evaluation": storage.read_json(firsts["evaluation"].path(REPORT_FILE)),
-        "data": {kind: dict(firsts[kind].facts) for kind in DATA_KINDS if kind in firsts},
-        "timeline": _timeline(firsts.get("histories")),
+        "evaluation": storage.read_json(of_kind["evaluation"].path(REPORT_FILE)),
+        "data": {kind: dict(of_kind[kind].facts) for kind in DATA_KINDS if kind in of_kind},
+        "timeline": _timeline(of_kind.get("histories")),
         "curves": {
             kind: storage.read_json(each.path(CURVE_FILE))
-            for kind, each in firsts.items() if each.path(CURVE_FILE) in each.files()
+            for kind, each in of_kind.items() if each.path(CURVE_FILE) in each.files()
         },
-        "learning": read_learning(firsts["bank"].uri) if "bank" in firsts else [],
+        "learning": read_learning(of_kind["bank"].uri) if "bank" in of_kind else [],
         "stages": stages, "seconds": round(sum(each["seconds"] for each in stages), 1),
         "settings": config.settings(),
     }
