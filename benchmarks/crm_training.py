@@ -7,7 +7,7 @@ All take turns in one run on generated rows: as many events behind every candida
 says. Our step holds everything between a user's events and the updated weights: retrieval of the
 60 relevant events, features, batch, forward, backward, DeepSpeed's optimiser. A peer's step starts
 from arrays made in advance, with two item features and no user feature. The second part is our
-cost alone over a wider range of lengths. AUC of the same models on real data: docs/results.md.
+cost alone over a wider range of lengths.
 """
 
 import argparse

@@ -14,7 +14,8 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.quality.plan import Plan, read_plan, results_folder
@@ -38,10 +39,9 @@ def run(options: argparse.Namespace) -> int:
     """Train and write what is missing; return 0 if nothing is, 3 if time ran out."""
     plan, out = read_plan(options.plan), results_folder(options.plan, options.out)
     names = options.rows or [*plan.rows, *plan.references, "lists"]
-    from benchmarks.quality.lists import Lists  # --help needs neither torch nor Ray
-    from benchmarks.quality.results import Results
+    from benchmarks.quality.results import Results  # --help needs neither torch nor Ray
     from benchmarks.quality.training import Bench
-    from benchmarks.race import circumstances, write_result
+    from benchmarks.race import circumstances
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
@@ -50,31 +50,39 @@ def run(options: argparse.Namespace) -> int:
     end_s = time.monotonic() + 60 * options.minutes
     source = {"command": " ".join(["python -m benchmarks.quality", *sys.argv[1:]]),
               **circumstances()}
-    results = Results(out)
-    bench = Bench(plan, results)
-    for name, seed in units(plan, names):
+    for title, write in missing(Bench(plan, Results(out)), names, source):
         if time.monotonic() > end_s:
-            print(f"time is up before {name} with seed {seed}; the same command goes on")
+            print(f"time is up before {title}; the same command goes on")
             return 3
-        if bench.done(name, seed) is not None:
-            continue
-        log.info("row %s, seed %d", name, seed)
-        write_row(bench, results, name, seed, source)
-        compare(bench, results, source)
-    references = bench.references()
-    for name in (each for each in names if each in plan.references):
-        if time.monotonic() > end_s:
-            print(f"time is up before {name}; the same command goes on")
-            return 3
-        log.info("row %s", name)
-        write_result({**source, **references.describe(name)}, out / f"{name}.json")
-    if plan.lists and "lists" in names:
-        if time.monotonic() > end_s:
-            print("time is up before the lists; the same command goes on")
-            return 3
-        lists = Lists(bench, plan.lists, plan.seeds[0])
-        write_result({**source, **lists.describe()}, out / "lists.json")
+        log.info("row %s", title)
+        write()
     return 0
+
+
+def missing(
+    bench: Any, names: Sequence[str], source: dict[str, Any]
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield what is to be written, by its name: rows that are not done, references, lists."""
+    from benchmarks.quality.lists import Lists
+    from benchmarks.race import write_result
+
+    plan, results = bench.plan, bench.results
+    for name, seed in units(plan, names):
+        if bench.done(name, seed) is None:
+            yield f"{name}, seed {seed}", partial(write_row, bench, results, name, seed, source)
+    references = bench.references()
+
+    def write_reference(name: str) -> None:
+        write_result({**source, **references.describe(name)}, results.folder / f"{name}.json")
+
+    def write_lists() -> None:
+        found = Lists(bench, plan.lists, plan.seeds[0]).describe()
+        write_result({**source, **found}, results.folder / "lists.json")
+
+    for name in (each for each in names if each in plan.references):
+        yield name, partial(write_reference, name)
+    if plan.lists and "lists" in names:
+        yield "lists", write_lists
 
 
 def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -86,7 +94,7 @@ def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 def write_row(bench: Any, results: Any, name: str, seed: int, source: dict[str, Any]) -> None:
-    """Train a row and write its files."""
+    """Train a row, write its files and compare it with those that are done."""
     from benchmarks.quality.comparison import answered_rows
     from benchmarks.quality.training import describe
     from engine.metrics.ctr import SHOWN
@@ -101,6 +109,7 @@ def write_row(bench: Any, results: Any, name: str, seed: int, source: dict[str, 
             f"{metric} {found[metric]['value']:.4f}"
             for metric in SHOWN
         ), flush=True)
+    compare(bench, results, source)
 
 
 def compare(bench: Any, results: Any, source: dict[str, Any]) -> None:

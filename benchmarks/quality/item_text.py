@@ -91,7 +91,7 @@ def candidates() -> dict[str, Any]:
     linear = {
         f"linear, C = {inverse:g}": make_pipeline(
             StandardScaler(), LogisticRegression(C=inverse, max_iter=1000)
-        ) for inverse in (1e-3, 1e-2, 1e-1, 1.0)
+        ) for inverse in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     }
     trees = HistGradientBoostingClassifier(
         learning_rate=0.05, max_iter=100, l2_regularization=10.0, random_state=0

@@ -157,7 +157,7 @@ class Lists:
 
     @cached_property
     def _validation_queries(self) -> Asked:
-        """Return the queries of the sampled users' validation slates."""
+        """Return the queries of all users' validation slates."""
         inputs = self.ground.crm_inputs()
         users: list[str] = []
         histories: list[History] = []

@@ -203,6 +203,20 @@ class DataSet:
             )) for name in names
         ]) if found else ""
 
+    def gates_table(self) -> str:
+        """Return how the gates of each routed row mix and differ between users, seeds averaged."""
+        head = ("row", "seeds", "entropy of a user's mix", "entropy of the mean load",
+                "total variation between two users")
+        lines = []
+        for name, runs in self.rows.items():
+            found = [run["gates"] for run in runs if run.get("gates")]
+            if found:
+                lines.append((ROWS[name].title, str(len(found)), *(
+                    f"{np.mean([each[key] for each in found]):.3f}"
+                    for key in ("entropy_share", "load_entropy_share", "variation")
+                )))
+        return _table(head, lines) if lines else ""
+
     def learning_table(self) -> str:
         """Return AUC against training samples: each quarter of training, answered beforehand."""
         head = ("row", "seeds", "first quarter of the labels", "second", "third", "last")
@@ -214,23 +228,14 @@ class DataSet:
                 lines.append((ROWS[name].title, str(len(curves)), *(f"{q:.4f}" for q in quarters)))
         return _table(head, lines) if lines else ""
 
-    def tuning_table(self) -> str:
-        """Return what was tried on validation, and what stands beside it there."""
-        titles = {"crm": "CRM, slate history", "popularity": "popularity",
-                  "vectors": "linear model on item vectors, same labels",
-                  "rates": "item's rate, same labels"}
-        lines = [
-            (each["row"], f"{each['rate']:g}",
-             ", ".join(f"{name}={value}" for name, value in each["settings"].items()),
-             each["commit"], f"{each['steps']:,}",
-             *_validation(each, "llm"), *_validation(each, "fused"))
-            for each in sorted(self.tries, key=lambda each: (each["row"], each["rate"]))
-        ]
-        lines += [(title, "", "", "", "", *_validation(self.tries[0], model), "", "", "")
-                  for model, title in titles.items()]
-        return _table(("row", "rate", "settings", "commit", "steps", "AUC", "per-user AUC",
-                       "AUC within a slate", "fused AUC", "fused per-user AUC",
-                       "fused AUC within a slate"), lines)
+    def tuning_tables(self) -> dict[str, str]:
+        """Return what was tried on validation, and what stands beside it there, by the type of the
+        frozen weights: item vectors, so prompts and CRM, differ with it.
+        """
+        by_type: dict[str, list[Json]] = {}
+        for each in self.tries:
+            by_type.setdefault(each["recipe"]["dtype"], []).append(each)
+        return {name: _tries_table(tries) for name, tries in sorted(by_type.items())}
 
     def states_table(self) -> str:
         """Return the AUCs of the linear models by kind of state and penalty, alone and fused."""
@@ -264,6 +269,22 @@ class DataSet:
                   for metric in BY_ROW),
             ))
         return _table(head, lines)
+
+    def peers_table(self) -> str:
+        """Return what other libraries' models chose on validation, and by how much."""
+        tried = {row["title"]: row["tuning"] for row in self.references.values()}
+        tried |= {LISTS[name]: each for name, each in (self.lists or {}).get("tuning", {}).items()}
+        lines = []
+        for title, tries in tried.items():
+            if tries:
+                measure = list(tries[0])[-1]            # the score stands behind the settings
+                best = max(tries, key=lambda each: each[measure])
+                worst = min(each[measure] for each in tries)
+                lines.append((title, str(len(tries)), ", ".join(
+                    f"{name} {value:g}" for name, value in best.items() if name != measure
+                ), measure, f"{best[measure]:.4f}", f"{worst:.4f}"))
+        return _table(("model", "settings tried", "chosen", "by, on validation", "best", "worst"),
+                      lines) if lines else ""
 
     def requests_table(self) -> str:
         """Return the same rows, every row with the history before its slate."""
@@ -305,16 +326,18 @@ class DataSet:
         seen: dict[tuple[str, str], list[str]] = {}
         for run in runs:
             name = f"{run['row']}-{run['seed']}" if run["row"] in ROWS else run["row"]
-            commit = run.get("trained_by") or run["commit"]
-            seen.setdefault((run["command"], commit), []).append(name)
+            trained_by = {**run.get("cost", {}), **run}.get("trained_by", run["commit"])
+            if trained_by != run["commit"]:
+                name += f" (trained at {trained_by})"
+            seen.setdefault((run["command"], run["commit"]), []).append(name)
         return "\n".join(
             f"- `{command}` at {commit}: {', '.join(names)}"
             for (command, commit), names in seen.items()
         )
 
     def count(self, key: str) -> int:
-        """Return rows or users of the test sample."""
-        return int(self.rows["bank-user"][0]["test"][key])
+        """Return rows or users of the test sample in slate scope."""
+        return max(int(runs[0]["test"][key]) for runs in self.rows.values())
 
 
 def _read(path: Path) -> Json:
@@ -331,6 +354,31 @@ def _quarters(curve: Sequence[Mapping[str, float]]) -> list[float]:
     """Return the AUC of each quarter of a learning curve, by pairs."""
     parts = np.array_split([[each["auc"], each["pairs"]] for each in curve], 4)
     return [float(np.average(part[:, 0], weights=part[:, 1])) for part in parts]
+
+
+RECIPE = "readout", "loss", "batch_slates"
+"""What of a try's recipe has a column."""
+
+
+def _tries_table(tries: Sequence[Json]) -> str:
+    """Return tries on one ground, and the models that stand beside all of them."""
+    titles = {"crm": "CRM, slate history", "popularity": "popularity",
+              "vectors": "linear model on item vectors, same labels",
+              "rates": "item's rate, same labels"}
+    head = ("row", "rate", "readout", "loss", "slates a step", "more", "commit", "AUC",
+            "per-user AUC", "AUC within a slate", "fused AUC", "fused per-user AUC",
+            "fused AUC within a slate")
+    lines = [
+        (each["row"], f"{each['rate']:g}", *(str(each["recipe"][name]) for name in RECIPE),
+         ", ".join(f"{name}={value}" for name, value in each["settings"].items()
+                   if name.rpartition(".")[2] not in RECIPE),
+         each.get("trained_by") or each["commit"],
+         *_validation(each, "llm"), *_validation(each, "fused"))
+        for each in sorted(tries, key=lambda each: (each["row"], each["rate"]))
+    ]
+    beside = [(title, *[""] * 6, *_validation(tries[0], model), "", "", "")
+              for model, title in titles.items()]
+    return _table(head, [*lines, *beside])
 
 
 def _validation(tried: Json, model: str) -> list[str]:

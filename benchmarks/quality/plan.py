@@ -24,7 +24,7 @@ class Plan(Section):
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted names that differ from it, for every row."""
     candidate_overrides: dict[str, Any] = Field(default_factory=dict)
-    """Dotted names that differ in candidate scope, where a row costs ten times as much."""
+    """Dotted names that differ in candidate scope, where equal labels cost several times more."""
     rates: tuple[float, ...] = (1.0,)
     """Learning rates of bank and gates that the rows of `tuned` try with the first seed, as
     multiples of the configured ones; the best validation AUC wins."""

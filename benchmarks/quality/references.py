@@ -156,10 +156,11 @@ class References:
 
     def _crm(self, seed: int, *, whole: bool = False) -> Answer:
         states = self.ground.states(in_sample=whole, seed=seed)
-        facts = states.crm.facts
+        facts, manifest = states.crm.facts, states.crm.manifest()
         return Answer(
             {"rows": facts["rows"], "parameters": facts["parameters"],
-             "wall_s": states.crm.manifest()["seconds"], "epochs": self.ground.config.crm.epochs},
+             "wall_s": manifest["seconds"], "epochs": self.ground.config.crm.epochs,
+             "trained_by": manifest["code"]},
             self._in_order(self._logits(states, "row_logits")),
             self._in_order(self._logits(states, "logits")),
         )

@@ -19,7 +19,7 @@ from benchmarks.quality.plan import read_plan, results_folder
 from engine.types import FloatArray, Window
 from jobs.exit_code import exit_code
 
-INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+INVERSE_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 BATCH = 8
 
 

@@ -91,6 +91,7 @@ class Bench:
         settings = plan.row_config(row).settings()
         for place in ("root", "registry"):
             del settings["run"][place]
+        settings["base_model"]["dtype"] = dtype_name(self.config)   # `auto` differs by machine
         how = [settings, row.in_sample_crm, row.equal_size, row.budget,
                plan.rates if self._tuned_row(name) else plan.rates[:1]]
         return storage.sha256(storage.dump_json(how))[:12]
@@ -189,7 +190,7 @@ class Bench:
 def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, Any]:
     """Return the JSON of one trained row: cost, metrics on the test sample, gates."""
     row, config = ROWS[name], bench.config
-    facts, manifest = trained.bank.facts, trained.bank.manifest()
+    facts = trained.bank.facts
     sample = read_sample(trained.scores, Window.TEST)
     measured = measure_models(
         sample, trained.fitted(), num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
@@ -201,8 +202,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
     return {
         "row": name, "title": row.title, "seed": seed, "settings": dict(row.settings),
         "settings_digest": bench.settings_digest(name),
-        "trained_s": manifest["made_s"], "trained_by": manifest["code"],
-        "rate": bench.best_rate(name), "dtype": str(dtype_of(config.base_model)),
+        **training_of(bench.inputs(name)[0], trained.bank), "rate": bench.best_rate(name),
         "tuning": {
             str(rate): auc for rate, auc in bench.validation_aucs(name).items()
         } if name in bench.plan.tuned else {},
@@ -212,7 +212,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         "training": {
             "slates": prompts.facts["bank_prompts"], "labels": prompts.facts["bank_rows"] * epochs,
             "tokens": facts["training_tokens"], "steps": facts["steps"],
-            "final_loss": facts["final_loss"], "seconds": manifest["seconds"],
+            "final_loss": facts["final_loss"], "seconds": trained.bank.manifest()["seconds"],
         },
         "learning": read_learning(trained.bank.uri),
         "scoring_seconds": trained.scores.manifest()["seconds"],
@@ -224,6 +224,27 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         )["gates"],
         "artifacts": {"bank": trained.bank.key, "scores": trained.scores.key},
     }
+
+
+def training_of(config: EngineConfig, bank: Artifact) -> dict[str, Any]:
+    """Return when and by which code a bank was trained, and what readers of a result ask first:
+    how it is read and taught.
+    """
+    manifest = bank.manifest()
+    return {
+        "trained_s": manifest["made_s"], "trained_by": manifest["code"],
+        "recipe": {
+            "readout": config.bank.readout, "loss": config.adapters.loss,
+            "batch_slates": config.adapters.batch_slates, "dtype": dtype_name(config),
+        },
+    }
+
+
+def dtype_name(config: EngineConfig) -> str:
+    """Return the type of the frozen weights on this machine; it shows in item vectors, so in
+    prompts and CRM, too.
+    """
+    return str(dtype_of(config.base_model)).removeprefix("torch.")
 
 
 def parameters_of(bank: Artifact) -> dict[str, int]:

@@ -3,21 +3,19 @@
 python -m benchmarks.quality.tuning --plan benchmarks/quality/ml-100k.yaml [--row bank-user]
     [--rate 0.5] [--set adapters.batch_slates=2] [--set adapters.loss=pairs]
 
-A try is a file <results>/tuning/<row>-<digest>.json; the test window is not read. "fused" is the
-language model with the CRM, two weights and a bias fitted on the same rows. Beside them stand CRM,
-popularity and the models of probe.py, which know the item alone and learn from the language model's
-own labels: what they order, it could order, too.
+A try is a file <results>/tuning/<row>-<key of the bank>-<dtype>.json; the test window is not read.
+"fused" is the language model with the CRM, two weights and a bias fitted on the same rows. Beside
+them stand CRM, popularity and the models of probe.py, which know the item alone and learn from the
+language model's own labels: what they order, it could order, too.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.quality.plan import read_plan, results_folder
 from benchmarks.quality.rows import ROWS
-from engine import storage
 from jobs.exit_code import exit_code
 from jobs.train_reclora import read_settings
 
@@ -48,11 +46,10 @@ def run(options: argparse.Namespace) -> None:
     start_ray()
     source = circumstances()
     found = measure(Bench(plan), options.row, options.rate, changes)
-    digest = storage.sha256(json.dumps(tried, sort_keys=True).encode())[:12]
     command = " ".join(["python -m benchmarks.quality.tuning", *sys.argv[1:]])
     folder = results_folder(options.plan, options.out) / "tuning"
-    write_result({"command": command, **source, **tried, **found},
-                 folder / f"{options.row}-{digest}.json")
+    name = f"{options.row}-{found['bank']}-{found['recipe']['dtype']}.json"
+    write_result({"command": command, **source, **tried, **found}, folder / name)
     for name, metrics in found["validation"].items():
         print(f"{name:<16}", *(f"{metric} {metrics[metric]['value']:.4f}"
                                for metric in metrics))
@@ -61,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
 def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON of one try: cost, learning curve, metrics of every model on validation."""
     from benchmarks.quality.probe import Probe
+    from benchmarks.quality.training import training_of
     from engine.metrics import ctr
     from engine.models.fusion import Fusion
     from engine.stages.adapters import read_learning
@@ -80,6 +78,7 @@ def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> di
     }
     config = bench.config
     return {
+        "bank": bank.key, **training_of(bench.inputs(row, rate, changes)[0], bank),
         "num_rows": len(sample.rows), "num_users": sample.rows.num_users,
         "labels": len(probe.labels_N), "tokens": bank.facts["training_tokens"],
         "steps": bank.facts["steps"], "seconds": bank.manifest()["seconds"],

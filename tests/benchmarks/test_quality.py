@@ -114,6 +114,8 @@ def test_a_row_is_trained_once_for_its_settings_wherever_that_was(
     assert FakeBench(changed, results, str(tmp_path / "changed")).done("bank-user", 1) is None
     moved = plan.model_copy(update={"overrides": {**plan.overrides, "run.root": "/elsewhere"}})
     assert FakeBench(moved, results, str(tmp_path / "moved")).done("bank-user", 1)
+    monkeypatch.setattr("benchmarks.quality.training.dtype_name", lambda _: "another")
+    assert elsewhere.done("bank-user", 1) is None           # other vectors, prompts and CRM
 
 
 def test_a_row_takes_the_rate_of_the_tuned_row_of_its_kind(
