@@ -103,7 +103,7 @@ def test_chunks_and_a_zip_change_nothing(tmp_path: Path) -> None:
 
 def test_the_number_of_partitions_changes_only_where_users_stand(tmp_path: Path) -> None:
     path = write_recbole(tmp_path / "in")
-    few = import_data(str(tmp_path), _config(path, 1))
+    few = import_data(str(tmp_path), _config(path, 2))
     many = import_data(str(tmp_path), _config(path, 60))        # some partitions have no user
     assert len(many.files("interactions/")) == 60
     assert _events(few) == _events(many)
