@@ -4,6 +4,7 @@
     learning.json     see `learning_curve`
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,9 +19,13 @@ from engine.models.base import base_model_digest
 from engine.stages.trainer import RESOURCES, fit, forget
 from engine.training.adapter_loop import adapter_loop
 
+log = logging.getLogger(__name__)
+
 FILES = ("bank.safetensors", "bank.json", "curve.json")
 LEARNING = "learning.json"
 LEARNING_POINTS = 20
+TURNED = 3.0
+"""Standard errors by which the loss may rise from its lowest quarter to its last."""
 VERSION = 2
 """Of what training makes of the same settings. 2: the readout learns on standardised states."""
 
@@ -105,12 +110,30 @@ PARTS = {"bank": ("bank",), "gate": ("user_router", "target_router"), "readout":
 def _facts(config: EngineConfig, folder: str, curve: list[dict[str, float]]) -> dict[str, Any]:
     tensors = storage.read_tensors(storage.join(folder, "bank.safetensors"))
     sizes = {name: int(tensor.size) for name, tensor in tensors.items()}
-    last = curve[-max(1, len(curve) // 10) :]
+    lowest, last, errors = turn_of_loss([point["loss"] for point in curve])
+    if errors > TURNED:
+        log.warning(
+            "the bank's training left what it had learned: its loss was %.3f and ended at %.3f; "
+            "try lower adapters.learning_rate and adapters.gate_learning_rate", lowest, last,
+        )
     return {
         "mixing": config.bank.mixing.value, "gate": config.bank.gate.value,
         "scope": config.prompt.scope.value, "steps": len(curve),
         **{f"{part}_parameters": sum(n for name, n in sizes.items() if name.split(".")[0] in names)
            for part, names in PARTS.items()},
         "training_tokens": int(sum(point["tokens"] for point in curve)),
-        "final_loss": sum(point["loss"] for point in last) / len(last),
+        "lowest_loss": lowest, "final_loss": last,
     }
+
+
+def turn_of_loss(losses: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lowest mean loss of a quarter of the steps, that of the last quarter, and by how
+    many standard errors the last is above it (0 for fewer than 20 steps).
+    """
+    quarters = np.array_split(np.asarray(losses, float), min(4, len(losses)))
+    lowest, last = min(quarters, key=np.mean), quarters[-1]
+    risen = float(last.mean() - lowest.mean())
+    if len(losses) < 20 or risen == 0:
+        return float(lowest.mean()), float(last.mean()), 0.0
+    error = float(np.sqrt(lowest.var(ddof=1) / len(lowest) + last.var(ddof=1) / len(last)))
+    return float(lowest.mean()), float(last.mean()), risen / max(error, 1e-12)
