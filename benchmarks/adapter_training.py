@@ -151,7 +151,7 @@ class PeftTrainer:
 def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     """Take one step down the gradient."""
     optimiser.zero_grad()
-    loss.backward()     # type: ignore[no-untyped-call]
+    loss.backward()
     optimiser.step()
 
 

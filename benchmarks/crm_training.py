@@ -75,7 +75,9 @@ def race_peers(length: int, options: argparse.Namespace) -> dict[str, Any]:
     data = Data(length, options.rows * STEPS)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        subjects = {"ours": Ours(data, folder, options.rows, length)}
+        subjects: dict[str, Callable[[], float | Lap]] = {
+            "ours": Ours(data, folder, options.rows, length)
+        }
         np.savez(folder / "rows.npz", **data.arrays())
         subjects |= {
             name: stack.enter_context(Peer(name, folder / "rows.npz", options)) for name in PEERS
@@ -184,7 +186,7 @@ def make_trainer(space: FeatureSpace, crm: CRMConfig, folder: Path) -> CRMTraine
     if not dist.is_initialized():
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0",
                        "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        store = dist.HashStore()
+        store = dist.HashStore()        # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     items = space.items
     storage.write_tensors(str(folder / "items.safetensors"), {
@@ -216,7 +218,7 @@ class Peer:
     def __enter__(self) -> Callable[[], Lap]:
         assert self.child.stdout is not None
         if self.child.stdout.readline().strip() != "ready":
-            raise RuntimeError(f"the peer did not start: {self.child.args}")
+            raise RuntimeError(f"the peer did not start: {self.child.args!r}")
         return self.lap
 
     def __exit__(self, *_: object) -> None:

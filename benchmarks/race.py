@@ -35,7 +35,7 @@ def race(subjects: Mapping[str, Callable[[], float | Lap]], rounds: int) -> dict
     """
     laps: dict[str, list[Lap]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
-        names = list(subjects) if number % 2 else list(reversed(subjects))
+        names = list(subjects) if number % 2 else list(subjects)[::-1]
         for name in names:
             cpu_s, wall_s = time.process_time(), time.perf_counter()
             done = subjects[name]()

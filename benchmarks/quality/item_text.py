@@ -46,7 +46,7 @@ def read_text_rows(ground: Ground) -> dict[Window, TextRows]:
     vectors_ID = inputs.vectors()
     slate_ids: dict[Window, list[str]] = {window: [] for window in WINDOWS}
     features: dict[Window, list[FloatArray]] = {window: [] for window in WINDOWS}
-    labels: dict[Window, list[IntArray]] = {window: [] for window in WINDOWS}
+    labels: dict[Window, list[Sequence[int]]] = {window: [] for window in WINDOWS}
     for partition in inputs.partitions():
         histories = inputs.histories_at(partition)
         for window in WINDOWS:
