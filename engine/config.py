@@ -266,9 +266,9 @@ class PromptConfig(Section):
     def _check_system(cls, system: str) -> str:
         try:
             system.format(noun="", positive="", negative="")
-        except (LookupError, ValueError) as error:
+        except (AttributeError, LookupError, ValueError) as error:
             raise ValueError(
-                f"{system!r} names {error}; in braces it may name noun, positive and negative, and "
+                f"{system!r}: {error}; in braces it may name noun, positive and negative, and "
                 "braces of its own are doubled"
             ) from error
         return system

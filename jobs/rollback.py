@@ -1,6 +1,8 @@
 """Make the release before the live one live again; a second rollback undoes the first.
 
 python -m jobs.rollback --registry runs/releases [--address http://127.0.0.1:8265]
+
+A relative registry starts from LIFELORA_HOME, if that is set.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 python -m jobs.seed_state --config jobs/configs/ml-100k.yaml [--database sqlite:///state/lifelora.db]
 python -m jobs.seed_state --histories runs/demo/histories-0123456789ab --database URL
 
-A relative SQLite file starts from LIFELORA_HOME, if that is set.
+Relative paths start from LIFELORA_HOME, if that is set.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from engine import storage
 from engine.artifacts import open_artifact
-from engine.config import ServingConfig, database_at_home, load_config
+from engine.config import ServingConfig, at_home, database_at_home, load_config
 from engine.data.schema import histories_of
 from engine.errors import ArtifactError
 from engine.releases.registry import Registry
@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Seed the database and say what it holds."""
-    histories = options.histories or histories_of_live(options.config)
+    histories = at_home(options.histories) if options.histories else histories_of_live(
+        options.config
+    )
     events = seed_histories(histories, database_at_home(options.database))
     print(f"{events} events of {histories} are in the database")
 

@@ -100,6 +100,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"base_model": {"device": "cuda:1"}}, r"base_model\.device", "got 'cuda:1'"),
     ({"base_model": {"device": "cuda"}}, r"base_model\.device 'cuda'", r"adapters\.use_gpu"),
     ({"prompt": {"system": "Dear {user}"}}, r"prompt\.system", "noun, positive and negative"),
+    ({"prompt": {"system": "{noun.size}"}}, r"prompt\.system", "noun, positive and negative"),
     ({"prompt": {"system": "{"}}, r"prompt\.system", "doubled"),
     ({"adapters": {"learn": "residuals", "loss": "vocabulary"}}, r"adapters\.learn", "vocabulary"),
     ({"run": None}, "run", "got None"),

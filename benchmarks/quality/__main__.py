@@ -5,9 +5,8 @@ python -m benchmarks.quality --plan benchmarks/quality/ml-100k.yaml
 
 Each row is a file <out>/<row>-<seed>.json with its logits beside it (results.py), or
 <out>/<row>.json, without a language model, and comparisons.json holds the paired differences of
-those that are done. A row whose files tell of the same settings is not trained again, wherever they
-were made, and a run that was stopped goes on where it was; with --minutes nothing new begins after
-that time.
+those that are done. What has a file of the same settings is not made again, wherever that was, and
+a run that was stopped goes on where it was; with --minutes nothing new begins after that time.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 def missing(
     bench: Any, names: Sequence[str], source: dict[str, Any]
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield what is to be written, by its name: rows that are not done, references, lists."""
+    """Yield what is not done under the plan's settings, by its name: rows, references, lists."""
     from benchmarks.quality.lists import Lists
     from benchmarks.race import write_result
 
@@ -70,19 +69,21 @@ def missing(
     for name, seed in units(plan, names):
         if bench.done(name, seed) is None:
             yield f"{name}, seed {seed}", partial(write_row, bench, results, name, seed, source)
-    references = bench.references()
+    references, ground = bench.references(), bench.ground_digest()
 
-    def write_reference(name: str) -> None:
-        write_result({**source, **references.describe(name)}, results.folder / f"{name}.json")
-
-    def write_lists() -> None:
-        found = Lists(bench, plan.lists, plan.seeds[0]).describe()
-        write_result({**source, **found}, results.folder / "lists.json")
+    def write(name: str, digest: str, describe: Callable[[], dict[str, Any]]) -> None:
+        found = {**source, "settings_digest": digest, **describe()}
+        write_result(found, results.folder / f"{name}.json")
 
     for name in (each for each in names if each in plan.references):
-        yield name, partial(write_reference, name)
+        if not results.has(name, ground):
+            yield name, partial(write, name, ground, partial(references.describe, name))
     if plan.lists and "lists" in names:
-        yield "lists", write_lists
+        digest = f"{ground} {bench.settings_digest(plan.lists)}"
+        if not results.has("lists", digest):
+            yield "lists", partial(
+                write, "lists", digest, lambda: Lists(bench, plan.lists, plan.seeds[0]).describe()
+            )
 
 
 def units(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, int]]:

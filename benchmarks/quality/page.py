@@ -321,6 +321,7 @@ class DataSet:
         """Return the command and commit of each file."""
         runs = [run for found in self.rows.values() for run in found]
         runs += [*self.references.values(), *([self.lists] if self.lists else [])]
+        runs += [{**each, "row": f"a try of {each['row']}"} for each in self.tries]
         if self.states:
             runs.append({**self.states, "row": "states"})
         seen: dict[tuple[str, str], list[str]] = {}

@@ -38,6 +38,11 @@ class Results:
         found: Json = json.loads(path.read_text())
         return found if found.get("settings_digest") == settings else None
 
+    def has(self, name: str, settings: str) -> bool:
+        """Return whether a row without a language model is done under settings of this digest."""
+        path = self.folder / f"{name}.json"
+        return path.exists() and json.loads(path.read_text()).get("settings_digest") == settings
+
     def write(self, row: Mapping[str, Any], table: pd.DataFrame) -> None:
         """Write a row's JSON and logits; `table`: as `Results.table` returns it."""
         kept = {model: table[model].to_numpy(np.float32) for model in MODELS if model in table}

@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.quality.comparison import asked_rows
 from benchmarks.quality.ground import Ground, States
 from benchmarks.quality.plan import Plan
-from benchmarks.quality.references import References
+from benchmarks.quality.references import FIXED, GRIDS, PEERS, References
 from benchmarks.quality.results import Results
 from benchmarks.quality.rows import ROWS, Budget
 from engine import storage
@@ -94,6 +94,14 @@ class Bench:
         settings["base_model"]["dtype"] = dtype_name(self.config)   # `auto` differs by machine
         how = [settings, row.in_sample_crm, row.equal_size, row.budget,
                plan.rates if self._tuned_row(name) else plan.rates[:1]]
+        return storage.sha256(storage.dump_json(how))[:12]
+
+    def ground_digest(self) -> str:
+        """Return a digest of what the rows without a language model are made with."""
+        settings = self.config.settings()
+        for place in ("root", "registry"):
+            del settings["run"][place]
+        how = [settings, dtype_name(self.config), self.plan.seeds, PEERS, GRIDS, FIXED]
         return storage.sha256(storage.dump_json(how))[:12]
 
     def asked_rows(self, name: str) -> pd.DataFrame:
@@ -241,10 +249,13 @@ def training_of(config: EngineConfig, bank: Artifact) -> dict[str, Any]:
 
 
 def dtype_name(config: EngineConfig) -> str:
-    """Return the type of the frozen weights on this machine; it shows in item vectors, so in
-    prompts and CRM, too.
+    """Return the type of the frozen weights on this machine, where workers see a GPU only if they
+    take one; it shows in item vectors, so in prompts and CRM, too.
     """
-    return str(dtype_of(config.base_model)).removeprefix("torch.")
+    base = config.base_model
+    if not config.adapters.use_gpu:
+        base = base.model_copy(update={"device": "cpu"})
+    return str(dtype_of(base)).removeprefix("torch.")
 
 
 def parameters_of(bank: Artifact) -> dict[str, int]:

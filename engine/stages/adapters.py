@@ -116,13 +116,14 @@ def _facts(config: EngineConfig, folder: str, curve: list[dict[str, float]]) -> 
             "the bank's training left what it had learned: its loss was %.3f and ended at %.3f; "
             "try lower adapters.learning_rate and adapters.gate_learning_rate", lowest, last,
         )
+    ending = curve[-max(1, len(curve) // 10) :]
     return {
         "mixing": config.bank.mixing.value, "gate": config.bank.gate.value,
         "scope": config.prompt.scope.value, "steps": len(curve),
         **{f"{part}_parameters": sum(n for name, n in sizes.items() if name.split(".")[0] in names)
            for part, names in PARTS.items()},
         "training_tokens": int(sum(point["tokens"] for point in curve)),
-        "lowest_loss": lowest, "final_loss": last,
+        "final_loss": sum(point["loss"] for point in ending) / len(ending),
     }
 
 

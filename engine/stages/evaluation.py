@@ -3,8 +3,8 @@
     fusion.json   weights of each mode of answering, with the log losses on validation
     report.json   tables of metrics with 95% intervals, paired differences, gates, quality lines
 
-Everything is chosen on validation. Of the test window only `retrieval` (Recall@200) and
-`crm_seeds` (noise between trainings) measure anything besides, and nothing is chosen by it.
+Everything is chosen on validation. The test window is measured here, by `retrieval` (Recall@200)
+and by `crm_seeds` (noise between trainings), and later by exams; nothing is chosen by it.
 """
 
 from collections.abc import Mapping, Sequence

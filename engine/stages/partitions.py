@@ -31,6 +31,12 @@ def map_partitions(function: Callable[[int], R], partitions: Sequence[int]) -> l
     return [results[number] for number in partitions]
 
 
+def takes_gpu(device: str) -> bool:
+    """Return whether actors for a device take a GPU; `auto`: if the cluster has one."""
+    in_cluster = ray.cluster_resources().get("GPU", 0) > 0
+    return device.startswith("cuda") or (device == "auto" and bool(in_cluster))
+
+
 def map_with_actors(
     actor: type, arguments: tuple[Any, ...], batches: list[dict[str, Any]], *,
     num_actors: int, num_cpus: float, use_gpu: bool,

@@ -32,7 +32,7 @@ from engine.recommender.lookup import Query, answer, find
 from engine.recommender.ranking import Ranking
 from engine.recommender.release import LoadedRelease, load_release
 from engine.releases.registry import Registry
-from engine.stages.partitions import map_with_actors
+from engine.stages.partitions import map_with_actors, takes_gpu
 from engine.stages.progress import counted
 from engine.state.database import open_database
 from engine.state.histories import user_ids
@@ -106,7 +106,7 @@ def _write(uri: str, *, ask: Ask, users: Iterable[str] | None) -> dict[str, Any]
     answered = map_with_actors(
         _Recommender, (ask, uri), [{"part": part} for part in range(len(counts))],
         num_actors=min(ask.num_actors, len(counts)), num_cpus=ask.serving.threads,
-        use_gpu=ask.serving.device.startswith("cuda"),
+        use_gpu=takes_gpu(ask.serving.device),
     )
     modes = Counter(row["mode"] for row in counted(answered, sum(counts), "recommendations"))
     return {"users": sum(counts), "modes": dict(sorted(modes.items()))}

@@ -34,7 +34,7 @@ from engine.recommender.ranking import Ranking, StageClock, best_first
 from engine.recommender.release import LoadedRelease, load_release
 from engine.releases.registry import Registry
 from engine.stages.exam import SAMPLE_FILE
-from engine.stages.partitions import map_with_actors
+from engine.stages.partitions import map_with_actors, takes_gpu
 from engine.stages.progress import counted
 from engine.stages.slate_gates import SlateGates
 from engine.types import AnswerMode, FloatArray, History, IntArray, Window
@@ -74,7 +74,7 @@ def _write(
     answered = map_with_actors(
         _Examinee, (sitting, exam, histories, uri), [{"part": part} for part in parts],
         num_actors=min(sitting.num_actors, len(parts)), num_cpus=sitting.serving.threads,
-        use_gpu=sitting.serving.device.startswith("cuda"),
+        use_gpu=takes_gpu(sitting.serving.device),
     )
     totals, modes = Counter[str](), Counter[str]()
     slates: dict[str, Sequence[Mapping[str, Any]]] = {}

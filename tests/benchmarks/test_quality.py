@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from benchmarks.quality.__main__ import compare, units, write_row
+from benchmarks.quality.__main__ import compare, missing, units, write_row
 from benchmarks.quality.comparison import Comparison, answered_rows, asked_rows, mean
 from benchmarks.quality.item_text import fit
 from benchmarks.quality.plan import Plan, read_plan
@@ -105,6 +105,7 @@ def test_a_row_is_trained_once_for_its_settings_wherever_that_was(
     elsewhere = FakeBench(plan, results, str(tmp_path / "elsewhere"))
     assert elsewhere.done("bank-user", 1)
     assert elsewhere.best_rate("bank-user") == 0.25
+    (results.folder / "comparisons.json").unlink()
     compare(elsewhere, results, {})
     assert elsewhere.trained == []
     pairs = json.loads((results.folder / "comparisons.json").read_text())["pairs"]
@@ -116,6 +117,37 @@ def test_a_row_is_trained_once_for_its_settings_wherever_that_was(
     assert FakeBench(moved, results, str(tmp_path / "moved")).done("bank-user", 1)
     monkeypatch.setattr("benchmarks.quality.training.dtype_name", lambda _: "another")
     assert elsewhere.done("bank-user", 1) is None           # other vectors, prompts and CRM
+
+
+def test_only_what_has_no_file_of_the_same_settings_is_made_and_rows_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPO)
+    plan = read_plan(str(REPO / "benchmarks/quality/ml-100k.yaml"))
+    plan = plan.model_copy(update={
+        "rows": ("bank-user", "lora-8"), "once": ("lora-8",), "seeds": (1, 2), "lists": "bank-user",
+        "references": ("popularity", "crm"),
+    })
+    results = Results(tmp_path / "results")
+    names = ["bank-user", "lora-8", "popularity", "crm", "lists"]
+
+    def left(changed: Plan = plan) -> list[str]:
+        bench = FakeBench(changed, results, str(tmp_path / "run"))
+        monkeypatch.setattr(bench, "references", lambda: Mock(describe=lambda name: {"row": name}))
+        return [title for title, _ in missing(bench, names, {})]
+
+    every = [
+        "bank-user, seed 1", "lora-8, seed 1", "bank-user, seed 2", "popularity", "crm", "lists",
+    ]
+    assert left() == every
+    bench = FakeBench(plan, results, str(tmp_path / "run"))
+    monkeypatch.setattr(bench, "references", lambda: Mock(describe=lambda name: {"row": name}))
+    for title, write in missing(bench, ["crm"], {"commit": "c"}):
+        assert title == "crm"
+        write()
+    assert left() == [each for each in every if each != "crm"]
+    changed = plan.model_copy(update={"overrides": {**plan.overrides, "crm.epochs": 1}})
+    assert left(changed) == every
 
 
 def test_a_row_takes_the_rate_of_the_tuned_row_of_its_kind(

@@ -137,6 +137,17 @@ def test_promote_and_rollback_write_live_alone_without_an_address(world: TinyWor
     assert world.registry.live() == ("r1", "r2")
 
 
+def test_a_relative_registry_starts_from_the_home_folder(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(world.registry_root)
+    monkeypatch.setenv("LIFELORA_HOME", str(root.parent))
+    registry = ["--registry", root.name]
+    assert promote.main(["r1", *registry]) == promote.main(["r2", *registry]) == 0
+    assert rollback.main(registry) == 0
+    assert world.registry.live() == ("r1", "r2")
+
+
 def test_what_cannot_be_promoted_is_an_exit_code(
     world: TinyWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:

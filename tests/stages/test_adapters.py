@@ -10,7 +10,7 @@ from engine.stages.adapters import TURNED, turn_of_loss
 def test_a_training_that_leaves_what_it_had_learned_is_told_from_noise() -> None:
     noise = np.random.default_rng(0).normal(0, 0.2, 600)
     falls = np.linspace(1.39, 1.25, 600)
-    turns = np.concatenate([falls[:450], np.full(150, 1.39)])
+    turns = np.concatenate([falls[:450], np.full(150, 1.43)])
     assert turn_of_loss(falls + noise)[2] < TURNED < turn_of_loss(turns + noise)[2]
     lowest, last, _ = turn_of_loss([*[1.0] * 50, *[0.5] * 25, *[0.75] * 25])
     assert (lowest, last) == (0.5, 0.75)
@@ -19,7 +19,7 @@ def test_a_training_that_leaves_what_it_had_learned_is_told_from_noise() -> None
 @given(st.integers(0, 1000))
 def test_a_loss_that_only_wavers_does_not_turn(seed: int) -> None:
     losses = np.random.default_rng(seed).normal(1.3, 0.2, 300)
-    assert turn_of_loss(losses)[2] < TURNED + 1
+    assert turn_of_loss(losses)[2] < TURNED + 0.5        # 0.4% of such losses pass TURNED itself
 
 
 def test_a_few_steps_tell_nothing() -> None:
