@@ -5,6 +5,7 @@ descriptions below.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,9 +30,9 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    def settings(self) -> dict[str, Any]:
-        """Return the section as JSON values."""
-        return self.model_dump(mode="json")
+    def settings(self, *, without: Iterable[str] = ()) -> dict[str, Any]:
+        """Return the section as JSON values, some names left out."""
+        return self.model_dump(mode="json", exclude=set(without))
 
 
 class RunConfig(Section):

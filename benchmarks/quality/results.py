@@ -32,16 +32,12 @@ class Results:
 
     def row(self, name: str, seed: int, settings: str) -> Json | None:
         """Return a row's JSON; None if it is not done under the settings with this digest."""
-        path = self._path(name, seed)
-        if not path.exists() or not self._logits(name, seed).exists():
-            return None
-        found: Json = json.loads(path.read_text())
-        return found if found.get("settings_digest") == settings else None
+        found = _read(self._path(name, seed), settings)
+        return found if self._logits(name, seed).exists() else None
 
     def has(self, name: str, settings: str) -> bool:
         """Return whether a row without a language model is done under settings of this digest."""
-        path = self.folder / f"{name}.json"
-        return path.exists() and json.loads(path.read_text()).get("settings_digest") == settings
+        return _read(self.folder / f"{name}.json", settings) is not None
 
     def write(self, row: Mapping[str, Any], table: pd.DataFrame) -> None:
         """Write a row's JSON and logits; `table`: as `Results.table` returns it."""
@@ -67,6 +63,12 @@ class Results:
 
     def _logits(self, name: str, seed: int) -> Path:
         return self.folder / "logits" / f"{name}-{seed}.safetensors"
+
+
+def _read(path: Path, settings: str) -> Json | None:
+    """Return a file's JSON; None if there is none of the settings with this digest."""
+    found: Json = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("settings_digest") == settings else None
 
 
 def sample_digest(table: pd.DataFrame) -> str:

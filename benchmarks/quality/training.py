@@ -88,20 +88,13 @@ class Bench:
     def settings_digest(self, name: str) -> str:
         """Return a digest of what a row is trained and measured with, seed and rate left out."""
         row, plan = ROWS[name], self.plan
-        settings = plan.row_config(row).settings()
-        for place in ("root", "registry"):
-            del settings["run"][place]
-        settings["base_model"]["dtype"] = dtype_name(self.config)   # `auto` differs by machine
-        how = [settings, row.in_sample_crm, row.equal_size, row.budget,
+        how = [settings_here(plan.row_config(row)), row.in_sample_crm, row.equal_size, row.budget,
                plan.rates if self._tuned_row(name) else plan.rates[:1]]
         return storage.sha256(storage.dump_json(how))[:12]
 
     def ground_digest(self) -> str:
         """Return a digest of what the rows without a language model are made with."""
-        settings = self.config.settings()
-        for place in ("root", "registry"):
-            del settings["run"][place]
-        how = [settings, dtype_name(self.config), self.plan.seeds, PEERS, GRIDS, FIXED]
+        how = [settings_here(self.config), self.plan.seeds, PEERS, GRIDS, FIXED]
         return storage.sha256(storage.dump_json(how))[:12]
 
     def asked_rows(self, name: str) -> pd.DataFrame:
@@ -198,7 +191,7 @@ class Bench:
 def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, Any]:
     """Return the JSON of one trained row: cost, metrics on the test sample, gates."""
     row, config = ROWS[name], bench.config
-    facts = trained.bank.facts
+    facts, manifest = trained.bank.facts, trained.bank.manifest()
     sample = read_sample(trained.scores, Window.TEST)
     measured = measure_models(
         sample, trained.fitted(), num_draws=config.evaluation.bootstrap_draws, seed=config.run.seed
@@ -210,7 +203,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
     return {
         "row": name, "title": row.title, "seed": seed, "settings": dict(row.settings),
         "settings_digest": bench.settings_digest(name),
-        **training_of(bench.inputs(name)[0], trained.bank), "rate": bench.best_rate(name),
+        **training_of(bench.plan.row_config(row), manifest), "rate": bench.best_rate(name),
         "tuning": {
             str(rate): auc for rate, auc in bench.validation_aucs(name).items()
         } if name in bench.plan.tuned else {},
@@ -220,7 +213,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         "training": {
             "slates": prompts.facts["bank_prompts"], "labels": prompts.facts["bank_rows"] * epochs,
             "tokens": facts["training_tokens"], "steps": facts["steps"],
-            "final_loss": facts["final_loss"], "seconds": trained.bank.manifest()["seconds"],
+            "final_loss": facts["final_loss"], "seconds": manifest["seconds"],
         },
         "learning": read_learning(trained.bank.uri),
         "scoring_seconds": trained.scores.manifest()["seconds"],
@@ -234,11 +227,19 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
     }
 
 
-def training_of(config: EngineConfig, bank: Artifact) -> dict[str, Any]:
-    """Return when and by which code a bank was trained, and what readers of a result ask first:
-    how it is read and taught.
+def settings_here(config: EngineConfig) -> dict[str, Any]:
+    """Return what a result depends on: not its place, but the type that `auto` means here."""
+    settings = config.settings()
+    for place in ("root", "registry"):
+        del settings["run"][place]
+    settings["base_model"]["dtype"] = dtype_name(config)
+    return settings
+
+
+def training_of(config: EngineConfig, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return when and by which code a bank with this manifest was trained, and what readers of a
+    result ask first: how it is read and taught.
     """
-    manifest = bank.manifest()
     return {
         "trained_s": manifest["made_s"], "trained_by": manifest["code"],
         "recipe": {

@@ -76,12 +76,13 @@ def measure(bench: Any, row: str, rate: float, changes: Mapping[str, Any]) -> di
         **{name: models[name] for name in ("llm", "fused", "crm", "popularity")},
         "vectors": probe.by_vectors()[items], "rates": probe.by_rates()[items],
     }
-    config = bench.config
+    config, manifest = bench.config, bank.manifest()
     return {
-        "bank": bank.key, **training_of(bench.inputs(row, rate, changes)[0], bank),
+        "bank": bank.key,
+        **training_of(bench.plan.row_config(ROWS[row], rate, changes), manifest),
         "num_rows": len(sample.rows), "num_users": sample.rows.num_users,
         "labels": len(probe.labels_N), "tokens": bank.facts["training_tokens"],
-        "steps": bank.facts["steps"], "seconds": bank.manifest()["seconds"],
+        "steps": bank.facts["steps"], "seconds": manifest["seconds"],
         "final_loss": bank.facts["final_loss"], "learning": read_learning(bank.uri),
         "validation": {
             name: {

@@ -58,4 +58,3 @@ class ItemStatistics:
         """Return the smoothed mean rating of some items, or of all."""
         prior = STRENGTH * self.mean_rating
         return (self.counts_I3[items, 2] + prior) / (self.counts_I3[items, 0] + STRENGTH)
-

@@ -43,7 +43,7 @@ def train_adapters(
         config = config.model_copy(update={"run": run_config})
     settings = {
         "bank": config.bank.settings(),
-        "adapters": config.adapters.model_dump(mode="json", exclude=set(RESOURCES)),
+        "adapters": config.adapters.settings(without=RESOURCES),
         "seed": config.run.seed, "dtype": config.base_model.dtype,
         "base_model": base_model_digest(config.base_model) or config.base_model.name,
     }

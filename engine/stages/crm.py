@@ -97,9 +97,7 @@ def train_crm(
     """
     examples = make_examples(run, config, histories, slates, item_text, windows=windows)
     chosen = config.run.seed if seed is None else seed
-    settings = {
-        "crm": config.crm.model_dump(mode="json", exclude=set(RESOURCES)), "seed": chosen,
-    }
+    settings = {"crm": config.crm.settings(without=RESOURCES), "seed": chosen}
     write = partial(_train, config=config, examples=examples, seed=chosen)
     crm = artifacts.make(run, "crm", settings, [examples], write)
     forget(crm.uri)

@@ -33,8 +33,7 @@ def map_partitions(function: Callable[[int], R], partitions: Sequence[int]) -> l
 
 def takes_gpu(device: str) -> bool:
     """Return whether actors for a device take a GPU; `auto`: if the cluster has one."""
-    in_cluster = ray.cluster_resources().get("GPU", 0) > 0
-    return device.startswith("cuda") or (device == "auto" and bool(in_cluster))
+    return device.startswith("cuda") or (device == "auto" and _has_gpu())
 
 
 def map_with_actors(
@@ -47,7 +46,7 @@ def map_with_actors(
     take no GPU see none: Ray itself leaves them visible.
     """
     options: dict[str, Any] = {}
-    if not use_gpu and ray.cluster_resources().get("GPU"):
+    if not use_gpu and _has_gpu():
         options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
     rows = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
         actor, fn_constructor_args=arguments,
@@ -56,6 +55,10 @@ def map_with_actors(
         **options,
     )
     return iter(rows.iter_rows())
+
+
+def _has_gpu() -> bool:
+    return float(ray.cluster_resources().get("GPU", 0)) > 0
 
 
 def _call(function: Callable[[int], Any], row: dict[str, Any]) -> dict[str, Any]:

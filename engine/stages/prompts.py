@@ -136,8 +136,8 @@ def _write_partition(
         try:
             prompts = builder.build_all(history, profile, np.array(row["items"]), config.bank.gate)
         except PromptError as error:
-            raise PromptError(f"slate {row['slate_id']!r} of user {row['user_id']!r}: {error}") \
-                from error
+            place = f"slate {row['slate_id']!r} of user {row['user_id']!r}"
+            raise PromptError(f"{place}: {error}") from error
         for built in prompts:
             blocks = [block.tolist() for block in built.prompt.blocks]
             written.append({

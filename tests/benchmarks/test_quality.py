@@ -80,6 +80,9 @@ class FakeBench(Bench):
         self.trained.append((name, seed))
         return Mock(scores=make_scores(self.root), fitted=lambda: FUSION)
 
+    def references(self) -> Any:
+        return Mock(describe=lambda name: {"row": name})
+
     def asked_rows(self, name: str) -> pd.DataFrame:
         return asked_of(make_scores(self.root))
 
@@ -133,7 +136,6 @@ def test_only_what_has_no_file_of_the_same_settings_is_made_and_rows_come_first(
 
     def left(changed: Plan = plan) -> list[str]:
         bench = FakeBench(changed, results, str(tmp_path / "run"))
-        monkeypatch.setattr(bench, "references", lambda: Mock(describe=lambda name: {"row": name}))
         return [title for title, _ in missing(bench, names, {})]
 
     every = [
@@ -141,7 +143,6 @@ def test_only_what_has_no_file_of_the_same_settings_is_made_and_rows_come_first(
     ]
     assert left() == every
     bench = FakeBench(plan, results, str(tmp_path / "run"))
-    monkeypatch.setattr(bench, "references", lambda: Mock(describe=lambda name: {"row": name}))
     for title, write in missing(bench, ["crm"], {"commit": "c"}):
         assert title == "crm"
         write()
