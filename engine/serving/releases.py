@@ -143,15 +143,19 @@ class ReleaseHolder:
                 self._refuse("", error)
                 self._change = change
                 return
-            if wanted in self._unloadable and self.held.live is not None:
-                pass                            # until the next change
-            elif await self._take(wanted):
-                self._refusal = None
-            elif self.held.live is None and previous is not None:
-                refusal = self._refusal
-                await self._take(previous)
-                self._refusal = refusal
+            await self._hold(wanted, previous)
             self._change = change
+
+    async def _hold(self, wanted: str, previous: str | None) -> None:
+        """Hold `wanted`, or, if it cannot be had and nothing is held, the previous one."""
+        if wanted in self._unloadable and self.held.live is not None:
+            return                              # not again before the next change
+        if await self._take(wanted):
+            self._refusal = None
+        elif self.held.live is None and previous is not None:
+            refusal = self._refusal
+            await self._take(previous)
+            self._refusal = refusal             # of the one that is wanted
 
     async def _take(self, release_id: str) -> bool:
         """Make a release the live one here; tell whether it is."""

@@ -67,27 +67,28 @@ class LaneReader:
         self._epoch: int | None = None
         self._slices: list[tuple[list[int], int]] = []
         self._group: list[int] = []
-        self._order: IntArray = np.zeros(0, np.int64)
+        self._order: IntArray | None = None
         self._rows: CRMRows | None = None
 
     def batch(self, epoch: int, step: int, max_recent: int) -> CRMBatch | None:
         """Return the lane's share of a step; None if the lane is through."""
         if epoch != self._epoch:
-            self._epoch, self._slices = epoch, self._plan.slices(epoch, self._lane)
-            self._order = self._plan.order(epoch, self._group)
+            self._epoch, self._order = epoch, None
+            self._slices = self._plan.slices(epoch, self._lane)
         if step >= len(self._slices):
             return None
         group, place = self._slices[step]
-        rows = self._rows_of(epoch, group)
+        rows = self._rows_of(group)
+        if self._order is None:
+            self._order = self._plan.order(epoch, group)
         size = self._plan.batch_size // self._plan.lanes
         return rows.batch(self._order[place * size : (place + 1) * size], max_recent)
 
-    def _rows_of(self, epoch: int, group: list[int]) -> CRMRows:
-        """Return the rows of a group, and set their order; the last group's go first."""
+    def _rows_of(self, group: list[int]) -> CRMRows:
+        """Return the rows of a group; the last group's rows and order go first."""
         if self._rows is None or group != self._group:
-            self._rows = None
+            self._group, self._rows, self._order = group, None, None
             self._rows = join([self._load(number) for number in group])
-            self._group, self._order = group, self._plan.order(epoch, group)
         return self._rows
 
 
