@@ -22,7 +22,7 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.models.crm_features import CRMRows, join
 from engine.models.crm_scorer import CRMScorer
-from engine.stages.crm import CRMInputs
+from engine.stages.inputs import Inputs
 from engine.training.crm_loop import example_uri, read_rows
 from engine.types import IntArray, Window
 
@@ -46,7 +46,7 @@ def export_rows(ground: Ground, states: States, examples: Artifact) -> CTRRows:
 
 
 def _write(folder: str, *, ground: Ground, states: States, examples: Artifact) -> Arrays:
-    inputs = ground.crm_inputs()
+    inputs = ground.inputs()
     scorer = CRMScorer.load(states.crm.uri, inputs.catalogue(), inputs.vectors())
     limit = ground.config.crm.max_history
     counts = {}
@@ -70,13 +70,13 @@ def _write(folder: str, *, ground: Ground, states: States, examples: Artifact) -
     }}
 
 
-def _training(inputs: CRMInputs, examples: Artifact) -> Iterator[CRMRows]:
+def _training(inputs: Inputs, examples: Artifact) -> Iterator[CRMRows]:
     for partition, count in enumerate(examples.facts["row_counts"]):
         if count:
             yield read_rows(example_uri(examples.uri, partition))
 
 
-def _scored(inputs: CRMInputs, scorer: CRMScorer, window: Window) -> Iterator[CRMRows]:
+def _scored(inputs: Inputs, scorer: CRMScorer, window: Window) -> Iterator[CRMRows]:
     """Yield each user's rows, in the order of the scores artifact."""
     for partition in inputs.partitions():
         histories = inputs.histories_at(partition)

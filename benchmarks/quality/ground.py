@@ -7,8 +7,9 @@ from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.models.popularity import FILE as POPULARITY
 from engine.models.popularity import Popularity
-from engine.stages.crm import CRMInputs, score_crm, train_crm
+from engine.stages.crm import score_crm, train_crm
 from engine.stages.histories import build_histories
+from engine.stages.inputs import Inputs
 from engine.stages.interactions import import_data
 from engine.stages.items import embed_items
 from engine.stages.popularity import count_popularity
@@ -36,11 +37,9 @@ class Ground:
         self.popularity = count_popularity(self.root, config, self.histories)
         self.item_text = embed_items(self.root, config, self.histories)
 
-    def crm_inputs(self) -> CRMInputs:
-        """Return where the CRM's inputs are."""
-        return CRMInputs(
-            self.config, self.histories.uri, self.slates.uri, self.item_text.uri
-        )
+    def inputs(self) -> Inputs:
+        """Return what CRM and prompts are made of."""
+        return Inputs.of(self.config, self.histories, self.slates, self.item_text)
 
     def training_events(self) -> IntArray:
         """Return the events of the training window by item index [items + 1]."""

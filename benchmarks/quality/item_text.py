@@ -42,7 +42,7 @@ class TextRows:
 
 def read_text_rows(ground: Ground) -> dict[Window, TextRows]:
     """Return the rows of each of WINDOWS; history is what stands before the row's slate."""
-    inputs = ground.crm_inputs()
+    inputs = ground.inputs()
     vectors_ID = inputs.vectors()
     slate_ids: dict[Window, list[str]] = {window: [] for window in WINDOWS}
     features: dict[Window, list[FloatArray]] = {window: [] for window in WINDOWS}

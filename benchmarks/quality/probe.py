@@ -40,7 +40,7 @@ class Probe:
             for row in storage.read_table(uri, names).to_pylist()
             if row["window"] == Window.BANK
         ]
-        inputs = ground.crm_inputs()
+        inputs = ground.inputs()
         items = {
             slate_id: of_slate
             for partition in inputs.partitions()

@@ -6,8 +6,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -17,73 +16,27 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.catalogue import Catalogue
-from engine.data.profiles import Profiles
-from engine.data.schema import histories_of, part_name
-from engine.data.splits import read_timeline
+from engine.data.schema import part_name
 from engine.errors import ConfigError, DataError
 from engine.models.crm import CRMShape
 from engine.models.crm_examples import (
     TrainingCounts,
-    UserSlates,
     count_partition,
     merge_counts,
     score_slates,
     training_rows,
-    user_slates,
 )
 from engine.models.crm_features import FeatureSpace, num_levels
 from engine.models.crm_maps import CRMMaps
 from engine.models.crm_scorer import CRMScorer, write_crm
 from engine.models.crm_vocabulary import FieldTable, fit_field
-from engine.stages.items import VECTORS
+from engine.stages.inputs import Inputs
 from engine.stages.partitions import map_partitions
 from engine.stages.trainer import RESOURCES, fit, forget
 from engine.training.crm_loop import crm_loop, example_uri, write_rows
-from engine.types import FloatArray, History, Timeline, Window
+from engine.types import FloatArray, Window
 
 CURVE = "curve.json"
-
-
-@dataclass(frozen=True, slots=True)
-class CRMInputs:
-    """Where the CRM's inputs are; read anew in every task."""
-
-    config: EngineConfig
-    histories: str
-    slates: str
-    item_text: str
-
-    def catalogue(self) -> Catalogue:
-        """Return the catalogue."""
-        table = storage.read_table(storage.join(self.histories, "items.parquet"))
-        return Catalogue.from_table(table, self.config.source.item_fields)
-
-    def profiles(self, user_ids: Iterable[str]) -> Profiles:
-        """Return the profiles of some users."""
-        table = storage.read_table(storage.join(self.histories, "users.parquet"))
-        return Profiles.from_table(table, self.config.source.user_fields, user_ids)
-
-    def vectors(self) -> FloatArray:
-        """Return the items' text vectors."""
-        return storage.read_tensors(storage.join(self.item_text, VECTORS))["vectors"]
-
-    def timeline(self) -> Timeline:
-        """Return the cut times."""
-        return read_timeline(storage.join(self.histories, "timeline.json"))
-
-    def histories_at(self, partition: int) -> dict[str, History]:
-        """Return one partition's histories."""
-        uri = storage.join(self.histories, part_name("histories", partition))
-        return histories_of(storage.read_table(uri))
-
-    def slates_at(self, partition: int, windows: tuple[Window, ...]) -> dict[str, UserSlates]:
-        """Return one partition's slates."""
-        uri = storage.join(self.slates, part_name("slates", partition))
-        return user_slates(storage.read_table(uri), windows)
-
-    def partitions(self) -> range:
-        """Return the partition numbers."""
-        return range(len(storage.list_files(storage.join(self.histories, "histories"))))
 
 
 def train_crm(
@@ -118,14 +71,14 @@ def make_examples(
             "rating_min", "rating_max", "rating_levels", "item_fields", "user_fields",
         }),
     }
-    inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
+    inputs = Inputs.of(config, histories, slates, item_text)
     write = partial(_write_examples, inputs=inputs, windows=windows)
     sources = [histories, slates, item_text]
     return artifacts.make(run, "crm_examples", settings, sources, write)
 
 
 def _write_examples(
-    uri: str, *, inputs: CRMInputs, windows: tuple[Window, ...]
+    uri: str, *, inputs: Inputs, windows: tuple[Window, ...]
 ) -> dict[str, Any]:
     timeline = inputs.timeline()
     cut_s = timeline.t1_s if Window.BANK in windows else timeline.t0_s
@@ -144,7 +97,7 @@ def _write_examples(
     }
 
 
-def _count(inputs: CRMInputs, cut_s: int, partition: int) -> TrainingCounts:
+def _count(inputs: Inputs, cut_s: int, partition: int) -> TrainingCounts:
     size = storage.read_table(storage.join(inputs.histories, "items.parquet"), ["item"]).num_rows
     histories = inputs.histories_at(partition)
     return count_partition(histories, inputs.profiles(histories), size + 1, cut_s)
@@ -166,7 +119,7 @@ def learn_maps(counts: TrainingCounts, catalogue: Catalogue, config: EngineConfi
     )
 
 
-def _shape(maps: CRMMaps, inputs: CRMInputs) -> CRMShape:
+def _shape(maps: CRMMaps, inputs: Inputs) -> CRMShape:
     return CRMShape(
         num_users=len(maps.user_ids) + 1, num_items=len(maps.item_ids) + 1,
         num_user_codes=maps.user_fields.size, num_item_codes=maps.item_fields.size,
@@ -174,7 +127,7 @@ def _shape(maps: CRMMaps, inputs: CRMInputs) -> CRMShape:
     )
 
 
-def _write_maps(uri: str, maps: CRMMaps, inputs: CRMInputs, catalogue: Catalogue) -> None:
+def _write_maps(uri: str, maps: CRMMaps, inputs: Inputs, catalogue: Catalogue) -> None:
     storage.write_tensors(storage.join(uri, "maps.safetensors"), maps.to_tensors())
     storage.write_json(storage.join(uri, "maps.json"), maps.to_json())
     storage.write_table(storage.join(uri, "users.parquet"), maps.users_table())
@@ -187,7 +140,7 @@ def _write_maps(uri: str, maps: CRMMaps, inputs: CRMInputs, catalogue: Catalogue
 
 
 def _space(
-    maps: CRMMaps, inputs: CRMInputs, catalogue: Catalogue, counts_K3: FloatArray | None = None
+    maps: CRMMaps, inputs: Inputs, catalogue: Catalogue, counts_K3: FloatArray | None = None
 ) -> FeatureSpace:
     config = inputs.config
     return maps.space(catalogue, inputs.vectors(), config.crm, config.source, counts_K3)
@@ -203,7 +156,7 @@ def read_maps(uri: str) -> CRMMaps:
 
 
 def _write_rows(
-    uri: str, inputs: CRMInputs, windows: tuple[Window, ...], cut_s: int, partition: int
+    uri: str, inputs: Inputs, windows: tuple[Window, ...], cut_s: int, partition: int
 ) -> int:
     """Write one partition's rows with the item statistics of all other partitions."""
     slates = inputs.slates_at(partition, windows)
@@ -259,18 +212,18 @@ def score_crm(
     crm: Artifact,
 ) -> Artifact:
     """Return the artifact "crm_scores" of bank, validation and test slates."""
-    inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
+    inputs = Inputs.of(config, histories, slates, item_text)
     write = partial(_write_scores, inputs=inputs, crm=crm.uri)
     sources = [histories, slates, item_text, crm]
     return artifacts.make(run, "crm_scores", {}, sources, write)
 
 
-def _write_scores(uri: str, *, inputs: CRMInputs, crm: str) -> dict[str, Any]:
+def _write_scores(uri: str, *, inputs: Inputs, crm: str) -> dict[str, Any]:
     counts = map_partitions(partial(_score, uri, inputs, crm), inputs.partitions())
     return {"slates": sum(counts)}
 
 
-def _score(uri: str, inputs: CRMInputs, crm: str, partition: int) -> int:
+def _score(uri: str, inputs: Inputs, crm: str, partition: int) -> int:
     scorer = CRMScorer.load(crm, inputs.catalogue(), inputs.vectors())
     slates = inputs.slates_at(partition, (Window.BANK, Window.VALIDATION, Window.TEST))
     table = score_slates(scorer, inputs.histories_at(partition), inputs.profiles(slates), slates)

@@ -20,12 +20,12 @@ from engine import storage
 from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.data.catalogue import Catalogue
-from engine.data.profiles import Profiles
 from engine.data.sampling import Offer, reach_rows, sample_key, smallest, within_rows
-from engine.data.schema import PROMPTS, histories_of, part_name
+from engine.data.schema import PROMPTS, part_name
 from engine.errors import PromptError
 from engine.models.base import base_model_digest, load_tokenizer
 from engine.prompts.template import PromptBuilder
+from engine.stages.inputs import Inputs
 from engine.stages.items import VECTORS
 from engine.stages.partitions import map_partitions
 from engine.types import EVALUATED, GateInput, HistoryScope, Window
@@ -119,14 +119,11 @@ def _write_partition(
     chosen: Mapping[int, frozenset[str]],
 ) -> Counter[str]:
     """Write the prompts of one partition's sampled slates; return counts."""
-    table = storage.read_table(slates.path(part_name("slates", partition)))
-    rows = [row for row in table.to_pylist() if _is_chosen(row, chosen)]
+    inputs = Inputs.of(config, histories, slates, item_text)
+    rows = [row for row in inputs.slate_table(partition).to_pylist() if _is_chosen(row, chosen)]
     builder = make_builder(config, histories, item_text)
-    profiles = Profiles.from_table(
-        storage.read_table(histories.path("users.parquet")), config.source.user_fields,
-        {row["user_id"] for row in rows},
-    )
-    users = histories_of(storage.read_table(histories.path(part_name("histories", partition))))
+    profiles = inputs.profiles({row["user_id"] for row in rows})
+    users = inputs.histories_at(partition)
     written, counts = [], Counter[str]()
     for row in sorted(rows, key=lambda row: str(row["slate_id"])):
         history = users[row["user_id"]].head(row["history_length"]).tail(config.crm.max_history)

@@ -14,12 +14,11 @@ import numpy as np
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
-from engine.data.schema import part_name
 from engine.models.crm_scorer import CRMScorer
 from engine.models.popularity import FILE as POPULARITY
 from engine.models.popularity import Popularity
 from engine.retrieval.top_k import top_k
-from engine.stages.crm import CRMInputs
+from engine.stages.inputs import Inputs
 from engine.stages.partitions import map_partitions
 from engine.types import FloatArray, IntArray, Window
 
@@ -36,7 +35,7 @@ def measure_recall(
     popularity: Artifact,
 ) -> Artifact:
     """Return the artifact "retrieval"; its facts are positives and the recall of both rankings."""
-    inputs = CRMInputs(config, histories.uri, slates.uri, item_text.uri)
+    inputs = Inputs.of(config, histories, slates, item_text)
 
     def write(uri: str) -> dict[str, Any]:
         count = partial(_count, inputs=inputs, crm=crm.uri, popularity=popularity.uri)
@@ -53,16 +52,15 @@ def measure_recall(
     return artifacts.make(run, "retrieval", {"top": TOP}, sources, write)
 
 
-def _count(partition: int, inputs: CRMInputs, crm: str, popularity: str) -> Counter[str]:
+def _count(partition: int, inputs: Inputs, crm: str, popularity: str) -> Counter[str]:
     """Return the positives of one partition's test slates and how many each ranking finds."""
     scorer = CRMScorer.load(crm, inputs.catalogue(), inputs.vectors())
     vectors_ID = scorer.item_vectors()
     popular_I = Popularity.load(storage.join(popularity, POPULARITY)).positives.astype(np.float64)
     histories = inputs.histories_at(partition)
     profiles = inputs.profiles(histories)
-    slates = storage.read_table(storage.join(inputs.slates, part_name("slates", partition)))
     found = Counter[str]()
-    for row in slates.to_pylist():
+    for row in inputs.slate_table(partition).to_pylist():
         if row["window"] != Window.TEST:
             continue
         history = histories[row["user_id"]].head(row["history_length"])
