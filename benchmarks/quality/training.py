@@ -18,7 +18,7 @@ from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.metrics import ctr
-from engine.models.base import dtype_of
+from engine.models.base import worker_dtype
 from engine.models.fusion import Fusion
 from engine.stages.adapters import read_learning, train_adapters
 from engine.stages.comparison import describe_gates, measure_models, table_of, user_gates
@@ -250,13 +250,10 @@ def training_of(config: EngineConfig, manifest: Mapping[str, Any]) -> dict[str, 
 
 
 def dtype_name(config: EngineConfig) -> str:
-    """Return the type of the frozen weights on this machine, where workers see a GPU only if they
-    take one; it shows in item vectors, so in prompts and CRM, too.
+    """Return the type of the frozen weights here; it shows in item vectors, so in prompts and CRM,
+    too.
     """
-    base = config.base_model
-    if not config.adapters.use_gpu:
-        base = base.model_copy(update={"device": "cpu"})
-    return str(dtype_of(base)).removeprefix("torch.")
+    return worker_dtype(config.base_model, use_gpu=config.adapters.use_gpu)
 
 
 def parameters_of(bank: Artifact) -> dict[str, int]:

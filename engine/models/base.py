@@ -52,6 +52,19 @@ def dtype_of(config: BaseModelConfig) -> torch.dtype:
     return torch.bfloat16
 
 
+def worker_dtype(config: BaseModelConfig, *, use_gpu: bool) -> str:
+    """Return the name of the type in which a run's workers hold the frozen weights.
+
+    What is made with another type has other numbers, so the name is in the keys of artifacts. For
+    workers without a GPU `auto` is resolved by this machine's CPU: name the type in the settings
+    where a cluster mixes CPUs with and without bfloat16.
+    """
+    if use_gpu and config.dtype == "auto" and config.device != "cpu":
+        return "bfloat16"                       # the driver's machine may have no GPU
+    on_cpu = config.model_copy(update={"device": "cpu"})
+    return str(dtype_of(on_cpu)).removeprefix("torch.")
+
+
 def load_tokenizer(config: BaseModelConfig) -> Any:
     """Return the base model's tokenizer."""
     from transformers import AutoTokenizer

@@ -15,7 +15,7 @@ from engine import storage
 from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.data.schema import part_name
-from engine.models.base import base_model_digest
+from engine.models.base import base_model_digest, worker_dtype
 from engine.stages.trainer import RESOURCES, fit, forget
 from engine.training.adapter_loop import adapter_loop
 
@@ -44,7 +44,8 @@ def train_adapters(
     settings = {
         "bank": config.bank.settings(),
         "adapters": config.adapters.settings(without=RESOURCES),
-        "seed": config.run.seed, "dtype": config.base_model.dtype,
+        "seed": config.run.seed,
+        "dtype": worker_dtype(config.base_model, use_gpu=config.adapters.use_gpu),
         "base_model": base_model_digest(config.base_model) or config.base_model.name,
     }
     write = partial(_write, config=config, prompts=prompts, crm=crm, crm_scores=crm_scores)

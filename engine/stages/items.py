@@ -14,7 +14,7 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.catalogue import Catalogue
-from engine.models.base import base_model_digest
+from engine.models.base import base_model_digest, worker_dtype
 from engine.models.text_encoder import check_encoder, load_encoder
 from engine.retrieval.item_text import fit_projector, item_text
 from engine.stages.partitions import map_with_actors
@@ -42,7 +42,8 @@ def _encoder_identity(config: EngineConfig) -> dict[str, Any]:
     if config.item_text.encoder != "base_model":
         return {}
     return {
-        "base_model": config.base_model.name, "dtype": config.base_model.dtype,
+        "base_model": config.base_model.name,
+        "dtype": worker_dtype(config.base_model, use_gpu=config.adapters.use_gpu),
         "digest": base_model_digest(config.base_model),
     }
 

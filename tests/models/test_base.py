@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.config import BankConfig, BaseModelConfig, PromptConfig
 from engine.errors import ConfigError, PromptError
-from engine.models.base import base_model_digest
+from engine.models.base import base_model_digest, worker_dtype
 from engine.models.personalized import check_base_model
 from tests.tiny_llama import tiny_base
 
@@ -46,3 +47,17 @@ def test_what_does_not_fit_a_base_model_is_named_without_its_weights(tmp_path: P
         check_base_model(
             BaseModelConfig(name=str(tmp_path / "none")), PromptConfig(), BankConfig()
         )
+
+
+@pytest.mark.parametrize(("units", "on_cpu"), [
+    ({"amx_bf16": True}, "bfloat16"), ({"avx512_bf16": True}, "bfloat16"),
+    ({"avx512_bf16": False, "avx2": True}, "float32"),
+])
+def test_auto_is_the_type_that_the_workers_are_fast_in(
+    units: dict[str, bool], on_cpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert worker_dtype(BaseModelConfig(), use_gpu=False) == on_cpu
+    assert worker_dtype(BaseModelConfig(), use_gpu=True) == "bfloat16"
+    assert worker_dtype(BaseModelConfig(device="cpu"), use_gpu=True) == on_cpu
+    assert worker_dtype(BaseModelConfig(dtype="float16"), use_gpu=True) == "float16"

@@ -1,9 +1,16 @@
 """What a bank's training leaves beside its weights."""
 
+from types import ModuleType
+from typing import Any
+from unittest.mock import Mock
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config import EngineConfig
+from engine.stages import adapters, items
 from engine.stages.adapters import TURNED, turn_of_loss
 
 
@@ -26,3 +33,27 @@ def test_a_few_steps_tell_nothing() -> None:
     assert turn_of_loss([1.0]) == (1.0, 1.0, 0.0)
     assert turn_of_loss([1.0, 2.0]) == (1.0, 2.0, 0.0)
     assert turn_of_loss(np.arange(19).tolist())[2] == 0
+
+
+@pytest.mark.parametrize(("stage", "build", "artifacts"), [
+    (items, "embed_items", 1), (adapters, "train_adapters", 3),
+])
+def test_numbers_of_another_type_of_weights_are_not_taken_for_these(
+    stage: ModuleType, build: str, artifacts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is the same setting on every machine, but not the same type."""
+    made: list[Any] = []
+
+    def make(run: str, kind: str, settings: Any, inputs: Any, write: Any, version: int = 1) -> Mock:
+        made.append(settings)
+        return Mock()
+
+    monkeypatch.setattr("engine.artifacts.make", make)
+    monkeypatch.setattr(adapters, "make", make)
+    for name in ("check_encoder", "base_model_digest", "forget"):
+        monkeypatch.setattr(stage, name, lambda *_: None, raising=False)
+    for units in ({"amx_bf16": True}, {}):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda units=units: units)
+        getattr(stage, build)("run", EngineConfig(), *(Mock() for _ in range(artifacts)))
+    assert made[0] == {**made[1], "dtype": "bfloat16"}
+    assert made[1]["dtype"] == "float32"
