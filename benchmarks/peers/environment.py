@@ -29,10 +29,21 @@ def script_command(
     return command, {**variables, "OMP_NUM_THREADS": str(threads)}
 
 
-def run_script(environment: str, script: str, arguments: Sequence[str], *, threads: int) -> None:
-    """Run a script to its end; raise ConfigError with the end of what it said if it fails."""
-    command, variables = script_command(environment, script, arguments, threads=threads)
+def run_script(
+    environment: str, script: str, out: Path, arguments: Sequence[str], *, threads: int
+) -> None:
+    """Run a script that writes the file `out`, unless that is there.
+
+    Raises ConfigError with the end of what it said if it fails; then there is no `out`.
+    """
+    if out.exists():
+        return
+    draft = out.with_name(f"draft-{out.name}")
+    command, variables = script_command(
+        environment, script, [*arguments, "--out", str(draft)], threads=threads
+    )
     log.info("%s %s", script, " ".join(arguments))
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"{script} ended with {done.returncode}: {done.stderr[-2000:]}")
+    draft.rename(out)

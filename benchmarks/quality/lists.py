@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.peers.environment import run_script
+from benchmarks.quality.grids import search
 from benchmarks.quality.training import Bench
 from engine import storage
 from engine.artifacts import Artifact
 from engine.config import RankingConfig, ServingConfig
-from engine.data.schema import histories_of, part_name
 from engine.metrics import ranking
 from engine.metrics.estimates import Estimate, differences
 from engine.metrics.ranking import DEPTH, Queries
@@ -107,7 +106,8 @@ class Lists:
     def _answers(self) -> tuple[Artifact, Artifact]:
         """Return exam and release scores."""
         config, out = self.config, self.ground.root
-        examined = read_examined(Registry(config.run.registry), self.release())
+        registry = Registry(config.run.registry)
+        examined = read_examined(registry, self.release())
         exam = set_exam(out, self.ground.histories, [examined],
                         unseen_period(self.ground.histories, [examined]),
                         llm_rows=config.evaluation.test_rows)
@@ -116,7 +116,7 @@ class Lists:
             device=config.base_model.device,
             ranking=RankingConfig(max_candidates=DEPTH, max_k=DEPTH),
         )
-        sitting = Sitting(config.run.registry, examined.release_id, serving, self.exclude_seen,
+        sitting = Sitting(registry.root, examined.release_id, serving, self.exclude_seen,
                           config.adapters.num_workers)
         return exam, sit_exam(out, exam, self.ground.histories, sitting)
 
@@ -146,11 +146,10 @@ class Lists:
 
     @cached_property
     def _histories(self) -> dict[str, History]:
-        inputs = self.ground.crm_inputs()
+        inputs = self.ground.inputs()
         found: dict[str, History] = {}
         for partition in inputs.partitions():
-            uri = self.ground.histories.path(part_name("histories", partition))
-            found |= histories_of(storage.read_table(uri))
+            found |= inputs.histories_at(partition)
         return found
 
     # ----- peers
@@ -158,7 +157,7 @@ class Lists:
     @cached_property
     def _validation_queries(self) -> Asked:
         """Return the queries of all users' validation slates."""
-        inputs = self.ground.crm_inputs()
+        inputs = self.ground.inputs()
         users: list[str] = []
         histories: list[History] = []
         liked: list[IntArray] = []
@@ -179,16 +178,10 @@ class Lists:
 
     def _peer_lists(self, name: str) -> tuple[list[Any], list[dict[str, Any]]]:
         """Return the test lists of the settings that are best on validation, and all tried."""
-        grid = PEERS[name]
-        tried = []
-        for values in product(*grid.values()):
-            settings = dict(zip(grid, values, strict=True))
-            lists = self._ask(name, settings, Window.VALIDATION)
-            found = self._measure(self._validation_queries, lists)
-            tried.append({**settings, CHOSEN_BY: found[CHOSEN_BY].value})
-        best = max(tried, key=lambda each: each[CHOSEN_BY])
-        settings = {key: best[key] for key in grid}
-        return self._ask(name, settings, Window.TEST), tried
+        found = search(PEERS[name], CHOSEN_BY, lambda settings: self._measure(
+            self._validation_queries, self._ask(name, settings, Window.VALIDATION)
+        )[CHOSEN_BY].value)
+        return self._ask(name, found.best, Window.TEST), found.to_json()
 
     def _ask(self, name: str, settings: Mapping[str, Any], window: Window) -> list[Any]:
         """Return the lists of one training; it runs if its file is not there."""
@@ -196,23 +189,24 @@ class Lists:
         arguments = json.dumps(settings, sort_keys=True)
         key = storage.sha256(f"{folder.name} {arguments} {self.seed}".encode())[:12]
         path = folder / f"{name}-{key}.parquet"
-        if not path.exists():
-            draft = path.with_name(f"draft-{path.name}")
-            run_script("rectools", "rectools_lists.py", [
-                "--data", str(folder), "--out", str(draft), "--model", name,
-                "--settings", arguments, "--k", str(DEPTH), "--seed", str(self.seed),
-                "--threads", str(self.threads), *(["--exclude-seen"] * self.exclude_seen),
-            ], threads=self.threads)
-            draft.rename(path)
+        run_script("rectools", "rectools_lists.py", path, [
+            "--data", str(folder), "--model", name, "--settings", arguments,
+            "--k", str(DEPTH), "--seed", str(self.seed), "--threads", str(self.threads),
+            *(["--exclude-seen"] * self.exclude_seen),
+        ], threads=self.threads)
         found: list[Any] = storage.read_table(str(path))["items"].to_pylist()
         return found
 
     def _export(self, window: Window) -> Path:
         """Write the events before T1 and one window's queries; return the folder."""
-        asked = self._test_queries if window is Window.TEST else self._validation_queries
-        folder = Path(self.ground.root) / "peers" / f"{window.name.lower()}-{self.row}-{self.seed}"
+        is_test = window is Window.TEST
+        asked = self._test_queries if is_test else self._validation_queries
+        slates = self.ground.slates.key
+        source = self._answers[1].key if is_test else f"{slates} {self.exclude_seen}"
+        key = storage.sha256(source.encode())[:12]
+        folder = Path(self.ground.root) / "peers" / f"{window.name.lower()}-{key}"
         if not (folder / "queries.parquet").exists():
-            cut_s = self.ground.crm_inputs().timeline().t1_s
+            cut_s = self.ground.inputs().timeline().t1_s
             before = {user: each.before(cut_s) for user, each in self._histories.items()}
             columns = {
                 "item": [each.items for each in before.values()],

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from benchmarks.peers.environment import run_script
 from benchmarks.quality.comparison import mean_of_seeds
 from benchmarks.quality.ctr_rows import CTRRows, export_rows
+from benchmarks.quality.grids import Search, search
 from benchmarks.quality.ground import Ground, States
 from benchmarks.quality.item_text import WINDOWS, TextRows, fit, read_text_rows
 from engine import storage
@@ -66,6 +66,7 @@ class References:
     def __init__(self, ground: Ground, seeds: Sequence[int], threads: int = 2) -> None:
         self.ground, self.seeds, self.threads = ground, seeds, threads
         self._found: dict[tuple[str, str], dict[str, Estimate]] = {}
+        self._searches: dict[str, Search] = {}
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return the JSON of a row: metrics, each averaged over seeds, and what was tried."""
@@ -74,7 +75,8 @@ class References:
             "row": name, "title": TITLES[name], "seeds": len(answers),
             "num_rows": len(self.rows), "num_users": self.rows.num_users,
             **self._by_row(answers), **self._by_request(answers),
-            "cost": dict(answers[0].cost), "tuning": self._tuning(name),
+            "cost": dict(answers[0].cost),
+            "tuning": self._search(name).to_json() if name in PEERS else [],
         }
 
     def answers(self, name: str) -> list[Answer]:
@@ -83,7 +85,8 @@ class References:
             logits_N = self._popularity()
             return [Answer({}, logits_N, logits_N)]
         if name in PEERS:
-            return [self._peer(name, self._best(name), seed)["test"] for seed in self.seeds]
+            best = self._search(name).best
+            return [self._peer(name, best, seed)["test"] for seed in self.seeds]
         if name == "crm-text":
             return [self._with_text(seed) for seed in self.seeds]
         return [self._crm(seed, whole=name == "crm-whole") for seed in self.seeds]
@@ -142,7 +145,7 @@ class References:
         return Rows.of(*map(np.concatenate, (users, labels, slates)))
 
     def _slates(self) -> Iterator[tuple[int, str, Any]]:
-        inputs = self.ground.crm_inputs()
+        inputs = self.ground.inputs()
         for partition in inputs.partitions():
             for user_id, user in inputs.slates_at(partition, (Window.TEST,)).items():
                 yield partition, user_id, user
@@ -170,7 +173,7 @@ class References:
         tables = [
             storage.read_table(
                 states.scores.path(part_name("scores", partition)), ["slate_id", column]
-            ) for partition in self.ground.crm_inputs().partitions()
+            ) for partition in self.ground.inputs().partitions()
         ]
         return {
             slate_id: logits for table in tables for slate_id, logits in
@@ -226,22 +229,13 @@ class References:
         labels_N: IntArray = validation.astype(np.int64)
         return labels_N
 
-    def _settings(self) -> list[dict[str, Any]]:
-        return [dict(zip(GRIDS, values, strict=True)) for values in product(*GRIDS.values())]
-
-    def _best(self, name: str) -> dict[str, Any]:
-        return max(self._settings(), key=lambda each: self._validation_auc(name, each))
-
-    def _validation_auc(self, name: str, settings: Mapping[str, Any]) -> float:
-        return float(self._peer(name, settings, self.seeds[0])["validation_auc"])
-
-    def _tuning(self, name: str) -> list[dict[str, Any]]:
-        if name not in PEERS:
-            return []
-        return [
-            {**each, "validation_auc": self._validation_auc(name, each)}
-            for each in self._settings()
-        ]
+    def _search(self, name: str) -> Search:
+        """Return what was tried with the first seed."""
+        if name not in self._searches:
+            self._searches[name] = search(GRIDS, "validation_auc", lambda settings: float(
+                self._peer(name, settings, self.seeds[0])["validation_auc"]
+            ))
+        return self._searches[name]
 
     def _peer(self, name: str, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Return the answers of one training; it runs if its file is not there."""
@@ -252,14 +246,11 @@ class References:
         key = storage.sha256(identity.encode())[:12]
         path = Path(self.ground.root) / "peers" / f"{name}-{key}.npz"
         path.parent.mkdir(exist_ok=True)
-        if not path.exists():
-            draft = path.with_name(f"draft-{path.name}")
-            run_script("fuxictr", "fuxictr_ctr.py", [
-                "--rows", self._exported.folder, "--out", str(draft), "--model", model,
-                "--sizes", json.dumps(self._exported.sizes), "--settings", arguments,
-                "--history", str(history), "--seed", str(seed), "--threads", str(self.threads),
-            ], threads=self.threads)
-            draft.rename(path)
+        run_script("fuxictr", "fuxictr_ctr.py", path, [
+            "--rows", self._exported.folder, "--model", model,
+            "--sizes", json.dumps(self._exported.sizes), "--settings", arguments,
+            "--history", str(history), "--seed", str(seed), "--threads", str(self.threads),
+        ], threads=self.threads)
         found = np.load(path)
         return {
             "validation_auc": ctr.auc(self._validation_labels, _logits(found["validation"])),
