@@ -150,3 +150,20 @@ def test_a_users_adapter_is_exported(endpoint: Any, config_file: Path, tmp_path:
     assert export_adapter.main(arguments) == 0
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1_000_000
     assert export_adapter.main([*arguments, "--user", "nobody"]) == 1
+
+
+@pytest.mark.slow
+def test_an_exports_relative_paths_start_from_home(
+    endpoint: Any, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = config_file.parent
+    _, database = endpoint
+    assert database == f"sqlite:///{home}/state.db"
+    (home / "models").symlink_to(REPO / "cache/models")
+    monkeypatch.setenv("LIFELORA_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    assert export_adapter.main([
+        "--user", str(EVERY), "--registry", "releases", "--database", "sqlite:///state.db",
+        "--out", "adapters/one", "--model-cache", "models",
+    ]) == 0
+    assert (home / "adapters/one/adapter_config.json").is_file()
