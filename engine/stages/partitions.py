@@ -1,6 +1,8 @@
 """One Ray task for each partition number; or batches for actors that hold a model."""
 
+import logging
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -9,7 +11,12 @@ import ray
 
 from engine.errors import EngineError
 
+log = logging.getLogger(__name__)
+
 R = TypeVar("R")
+
+PATIENCE_S = 10.0
+"""How long resources of the stage before may take to be free again."""
 
 
 def map_partitions(function: Callable[[int], R], partitions: Sequence[int]) -> list[R]:
@@ -39,22 +46,67 @@ def takes_gpu(device: str) -> bool:
 def map_with_actors(
     actor: type, arguments: tuple[Any, ...], batches: list[dict[str, Any]], *,
     num_actors: int, num_cpus: float, use_gpu: bool,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Any]:
     """Yield the rows that `actor(*arguments)` yields for each batch, as they come, in any order.
 
     Each batch is one call of one of the actors, which may hold what takes long to load. Actors that
-    take no GPU see none: Ray itself leaves them visible.
+    take no GPU see none: Ray itself leaves them visible. An EngineError arrives as itself.
     """
     options: dict[str, Any] = {}
     if not use_gpu and _has_gpu():
         options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    _tell_of_a_wait(num_cpus, use_gpu)
     rows = ray.data.from_items(batches, override_num_blocks=len(batches)).flat_map(
-        actor, fn_constructor_args=arguments,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        _Actor, fn_constructor_args=(actor, arguments),
+        compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(batches))),
         num_cpus=num_cpus, num_gpus=1 if use_gpu else 0,
         **options,
     )
-    return iter(rows.iter_rows())
+    for row in rows.iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, EngineError):
+            raise result
+        yield result
+
+
+class _Actor:
+    """An actor whose EngineErrors are rows: Ray Data loses the class of an exception."""
+
+    def __init__(self, actor: type, arguments: tuple[Any, ...]) -> None:
+        self._error: EngineError | None = None
+        try:
+            self._actor = actor(*arguments)
+        except EngineError as error:
+            self._error = error
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+        """Yield the actor's rows as bytes, or its error."""
+        if self._error is not None:
+            yield {"result": pickle.dumps(self._error)}
+            return
+        try:
+            for row in self._actor(batch):
+                yield {"result": pickle.dumps(row)}
+        except EngineError as error:
+            yield {"result": pickle.dumps(error)}
+
+
+def _tell_of_a_wait(num_cpus: float, use_gpu: bool) -> None:
+    """Log what actors will wait for if it does not become free soon: Ray waits without a word."""
+    wanted = {"CPU": num_cpus, "GPU": 1.0 if use_gpu else 0.0}
+    end_s = time.monotonic() + PATIENCE_S
+    while True:
+        free = ray.available_resources()
+        lacking = [name for name, amount in wanted.items() if free.get(name, 0.0) < amount]
+        if not lacking:
+            return
+        if time.monotonic() > end_s:
+            break
+        time.sleep(0.2)
+    claims = ", ".join(
+        f"{wanted[name]:g} {name} ({free.get(name, 0.0):g} free)" for name in lacking
+    )
+    log.warning("waiting for %s: an endpoint or another job in this Ray holds the rest", claims)
 
 
 def _has_gpu() -> bool:
