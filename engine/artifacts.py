@@ -86,11 +86,18 @@ def verify_files(uri: str, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise ChecksumError(f"{path} has sha256 {found}, its manifest says {entry['sha256']}")
 
 
-def open_artifact(uri: str) -> Artifact:
-    """Return the complete artifact in a folder."""
+def open_artifact(uri: str, kind: str | None = None) -> Artifact:
+    """Return the complete artifact in a folder; ArtifactError if there is none, or of no such kind.
+    """
+    uri = storage.absolute(uri)                 # one place for every process
     if not storage.exists(storage.join(uri, MANIFEST)):
-        raise ArtifactError(f"no {MANIFEST} in {uri}: the stage that writes it has not finished")
+        raise ArtifactError(
+            f"no {MANIFEST} in {uri}: not the folder of a stage's output, or the stage that writes "
+            "it has not finished"
+        )
     manifest = storage.read_json(storage.join(uri, MANIFEST))
+    if kind not in (None, manifest.get("kind")):
+        raise ArtifactError(f"{uri} holds {manifest.get('kind', 'a release')!r}, not {kind!r}")
     return Artifact(manifest["kind"], manifest["key"], uri, manifest["facts"])
 
 

@@ -37,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--llm-rows", type=int,
                         help="most rows of whole users that the language model reads; by default "
                         "evaluation.test_rows of the release")
-    parser.add_argument("--include-seen", action="store_true",
-                        help="lists may hold items of the history; always so for implicit feedback")
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--include-seen", dest="exclude_seen", action="store_false", default=None,
+                      help="lists may hold items of the history; so by default where feedback is "
+                      "implicit, as people buy again")
+    seen.add_argument("--exclude-seen", dest="exclude_seen", action="store_true",
+                      help="they may not, as the endpoint's by default; so where there are ratings")
     parser.add_argument("--actors", type=int, default=1, help="processes that hold the release")
     parser.add_argument("--out", default="runs/evaluation", help="folder or URI to fill")
     parser.add_argument("--json", help="file or URI for a copy of report.json")
@@ -57,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
     from engine import storage  # --help needs neither torch nor Ray
     from engine.artifacts import open_artifact
+    from engine.recommender.release import check_release
     from engine.releases.registry import Registry
     from engine.stages.exam import Period, read_examined, set_exam, unseen_period
     from engine.stages.exam_report import Answers, Settings, report_exam
@@ -65,23 +70,26 @@ def run(options: argparse.Namespace) -> None:
 
     registry, out = Registry(root), at_home(options.out)
     ids = [registry.live().release_id if name == "live" else name
-           for name in (options.release, options.against) if name]
-    histories = open_artifact(at_home(options.histories))
+           for name in (options.release, options.against) if name is not None]
+    for release_id in ids:
+        check_release(registry, release_id, model_cache=serving.model_cache)
+    histories = open_artifact(at_home(options.histories), "histories")
     releases = [read_examined(registry, release_id) for release_id in ids]
     period = unseen_period(histories, releases)
     period = Period(
         period.start_s if start_s is None else start_s, period.end_s if end_s is None else end_s
     )
     config = releases[0].config
-    implicit = config.source.label.kind == "implicit"
+    exclude_seen = options.exclude_seen
+    if exclude_seen is None:
+        exclude_seen = config.source.label.kind != "implicit"
     configure_logging()
     start_ray()
     exam = set_exam(out, histories, releases, period,
                     llm_rows=options.llm_rows or config.evaluation.test_rows)
     answers = []
     for release_id in ids:
-        sitting = Sitting(root, release_id, serving, not (implicit or options.include_seen),
-                          options.actors)
+        sitting = Sitting(registry.root, release_id, serving, exclude_seen, options.actors)
         scores = sit_exam(out, exam, histories, sitting)
         answers.append(Answers.read(registry.folder(release_id), release_id, scores))
     report = report_exam(out, exam, answers, Settings(

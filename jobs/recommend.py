@@ -49,9 +49,11 @@ def run(options: argparse.Namespace) -> None:
     from engine.stages.recommendations import Ask, recommend
     from jobs.start import configure_logging, start_ray
 
+    registry = Registry(registry_root)
+    release_id = registry.live().release_id if options.release is None else options.release
     ask = Ask(
-        registry_root, options.release or Registry(registry_root).live().release_id, serving,
-        options.k, Filters(exclude_seen=not options.include_seen, fields=fields), options.actors,
+        registry.root, release_id, serving, options.k,
+        Filters(exclude_seen=not options.include_seen, fields=fields), options.actors,
     )
     configure_logging()
     start_ray()
@@ -103,10 +105,19 @@ def read_fields(pairs: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_users(path: str) -> list[str]:
-    """Return the ids of a file, blank lines left out; raises ConfigError if it is not there."""
-    if not Path(path).is_file():
-        raise ConfigError(f"no file of user ids at {path!r}")
-    return [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+    """Return the ids of a file or URI without blanks around them, empty lines left out; raises
+    ConfigError if it is not there or no UTF-8 text.
+    """
+    from engine import storage  # --help needs no pyarrow
+
+    uri = at_home(path)
+    if not storage.exists(uri):
+        raise ConfigError(f"no file of user ids at {uri!r}")
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{uri!r} is not UTF-8 text: {error}") from error
+    return [user_id for line in text.split("\n") if (user_id := line.strip())]
 
 
 if __name__ == "__main__":

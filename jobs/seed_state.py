@@ -58,7 +58,7 @@ def histories_of_live(config_file: str) -> str:
 
 def seed_histories(histories: str, database_url: str) -> int:
     """Store all histories of an artifact, one partition at a time; return the events read."""
-    artifact = open_artifact(histories)
+    artifact = open_artifact(histories, "histories")
     item_ids = read_item_ids(artifact.path("items.parquet"))
     engine = open_database(database_url)
     try:

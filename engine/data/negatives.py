@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.config import SlateConfig
 from engine.data.slates import Slate, events_before, slate_end
@@ -53,6 +54,10 @@ class NegativeSampler:
         weights = (np.asarray(counts, np.float64) + 1.0) ** power
         weights[0] = 0.0
         return cls(weights)
+
+    def among(self, is_allowed_I: npt.NDArray[np.bool_]) -> "NegativeSampler":
+        """Return one that draws these items alone."""
+        return NegativeSampler(np.where(is_allowed_I, self.weights, 0.0))
 
     def draw(self, count: int, excluded: set[int], rng: np.random.Generator) -> list[int]:
         """Return up to `count` different items that are not excluded."""
@@ -111,7 +116,7 @@ class ImplicitSlates:
         history = self.history
         self._previous = previous_times(history)
         self._before = events_before(history)
-        self._had = _Had(history)
+        self._had = _Had(history, self.sampler.weights)
         windows = self.timeline.window_of(history.timestamps_s)
         start = 0
         while start < len(history):
@@ -166,7 +171,9 @@ class ImplicitSlates:
 class _Had:
     """What the user had: strictly before a slate, and up to its end."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, weights: FloatArray) -> None:
+        """`weights` of the items: one without weight is never drawn."""
+        self._weights = weights
         self._items = history.items.tolist()
         self._times = history.timestamps_s.tolist()
         self._next_earlier = self._next_seen = 0
@@ -180,7 +187,7 @@ class _Had:
         """Move on to the slate whose positives lie in [first_s, last_s]."""
         while self._next_earlier < len(self._items) and self._times[self._next_earlier] < first_s:
             item = self._items[self._next_earlier]
-            if item not in self._is_earlier:
+            if item not in self._is_earlier and self._weights[item]:
                 self._earlier.append(item)
                 self._is_earlier.add(item)
             self._next_earlier += 1

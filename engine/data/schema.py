@@ -115,6 +115,8 @@ EXAM_SLATES = pa.schema([
     ("item_events", pa.list_(pa.int64())),    # events of each candidate in training
     ("user_events", pa.int32()),              # events of the user in training
     ("idle_s", pa.int64()),               # since the last event before the slate; null: the first
+    ("unknown_liked", pa.list_(pa.int32())),  # liked items that a release does not know: no rows
+    ("unknown_kinds", pa.list_(pa.int8())),   # types.FeedbackKind of each
 ])
 """The slates that releases are examined on: slates/part-00000.parquet of an exam."""
 

@@ -84,44 +84,68 @@ def load_release(
 ) -> LoadedRelease:
     """Verify a release, every file of it, and load it.
 
-    Raises ChecksumError, ReleaseNotFoundError, ReleaseFormatError, or ReleaseError where the base
-    model or the prompts here are not those that the bank was trained on.
+    Raises ChecksumError, ReleaseNotFoundError, ReleaseFormatError, ConfigError where the base model
+    is not in the cache, or ReleaseError where base model or prompts here are not those that the
+    bank was trained on.
     """
+    opened = _open(registry, release_id, model_cache, with_llm=with_llm)
+    folder, config = registry.folder(release_id), opened.config
+    language = None
+    if opened.prompts is not None:
+        base = opened.base_model.model_copy(update={"device": device})
+        model = PersonalizedLLM.load(base, storage.join(folder, "bank"))
+        language = LanguageHalf(model, opened.prompts)
+    release = LoadedRelease(
+        release_id, config.source, opened.catalogue,
+        Profiles.from_table(
+            storage.read_table(storage.join(folder, "users.parquet")), config.source.user_fields
+        ),
+        CRMScorer.load(storage.join(folder, "crm"), opened.catalogue, opened.vectors),
+        Popularity.load(storage.join(folder, "popularity.safetensors")),
+        Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json"))), language,
+    )
+    log.info(
+        "release %s: loaded from %s, %d items", release_id, folder, len(opened.catalogue) - 1
+    )
+    return release
+
+
+def check_release(
+    registry: Registry, release_id: str, *, model_cache: str, with_llm: bool = True
+) -> None:
+    """Raise what `load_release` would raise, without loading a model."""
+    _open(registry, release_id, model_cache, with_llm=with_llm)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A verified release before its models are loaded."""
+
+    config: EngineConfig
+    base_model: BaseModelConfig
+    catalogue: Catalogue
+    vectors: FloatArray
+    prompts: PromptBuilder | None
+
+
+def _open(registry: Registry, release_id: str, model_cache: str, *, with_llm: bool) -> _Opened:
     facts = registry.verify(release_id).facts
     folder = registry.folder(release_id)
     config = registry.read_config(release_id)
+    base = config.base_model.model_copy(update={"cache": model_cache})
     catalogue = Catalogue.from_table(
         storage.read_table(storage.join(folder, "catalogue.parquet")), config.source.item_fields
     )
     vectors = storage.read_tensors(storage.join(folder, "item_text.safetensors"))["vectors"]
-    language = None
+    prompts = None
     if with_llm:
-        base = config.base_model.model_copy(update={"cache": model_cache, "device": device})
         _check_base_model(facts.base_model.files, base)
         _check_bank(storage.read_json(storage.join(folder, "bank/bank.json")), facts.crm_key)
-        language = _load_language(folder, config, base, catalogue, vectors)
-        _check_template(facts.template_sha256, language.prompts)
-    release = LoadedRelease(
-        release_id, config.source, catalogue,
-        Profiles.from_table(
-            storage.read_table(storage.join(folder, "users.parquet")), config.source.user_fields
-        ),
-        CRMScorer.load(storage.join(folder, "crm"), catalogue, vectors),
-        Popularity.load(storage.join(folder, "popularity.safetensors")),
-        Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json"))), language,
-    )
-    log.info("release %s: loaded from %s, %d items", release_id, folder, len(catalogue) - 1)
-    return release
-
-
-def _load_language(
-    folder: str, config: EngineConfig, base: BaseModelConfig, catalogue: Catalogue,
-    vectors: FloatArray,
-) -> LanguageHalf:
-    prompts = PromptBuilder(
-        config.prompt, config.source, load_tokenizer(base), catalogue, vectors
-    )
-    return LanguageHalf(PersonalizedLLM.load(base, storage.join(folder, "bank")), prompts)
+        prompts = PromptBuilder(
+            config.prompt, config.source, load_tokenizer(base), catalogue, vectors
+        )
+        _check_template(facts.template_sha256, prompts)
+    return _Opened(config, base, catalogue, vectors, prompts)
 
 
 def _check_bank(bank: Mapping[str, Any], crm_key: str) -> None:

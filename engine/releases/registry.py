@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from engine import artifacts, storage
 from engine.config import EngineConfig
 from engine.errors import ChecksumError, ReleaseError, ReleaseFormatError, ReleaseNotFoundError
@@ -105,9 +107,14 @@ class Registry:
         return manifest
 
     def read_config(self, release_id: str) -> EngineConfig:
-        """Return the configuration that a release was trained with."""
+        """Return the configuration that a release was trained with; ReleaseFormatError if this
+        version cannot read it.
+        """
         uri = storage.join(self.folder(release_id), CONFIG)
-        return EngineConfig.model_validate(storage.read_json(uri))
+        try:
+            return EngineConfig.model_validate(_read_json(uri))
+        except ValidationError as error:
+            raise ReleaseFormatError(f"{uri} is not of this version: {error}") from error
 
     def verify(self, release_id: str) -> ReleaseManifest:
         """Compare every file with its checksum; raises as `read_manifest` does."""

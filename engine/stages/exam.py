@@ -4,12 +4,13 @@
     items.safetensors       {"events" int64 [items + 1]}: events of each item in training
     sample.json             users whose rows the language model reads and whose lists are ranked
 
-An exam does not depend on the release that sits it, so two releases answer the same questions. It
-asks only about items that all of them know; how many rows that leaves out is among the facts.
+An exam does not depend on the release that sits it, so two releases answer the same questions. Its
+rows are of items that all of them know; how many events that leaves out is among the facts. Lists
+are held against all that was liked: what a release does not know, it cannot recommend.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,9 +29,10 @@ from engine.data.slates import Slate, slates_table
 from engine.data.splits import read_timeline
 from engine.errors import DataError, ReleaseError
 from engine.releases.registry import Registry
+from engine.stages.page import format_moment
 from engine.stages.partitions import map_partitions
 from engine.stages.slates import SlateBuilder, count_items
-from engine.types import History, IntArray, Timeline, Window
+from engine.types import FeedbackKind, History, IntArray, Timeline, Window
 
 SAMPLE_FILE, ITEMS_FILE = "sample.json", "items.safetensors"
 
@@ -42,7 +44,8 @@ class Examined:
     release_id: str
     config: EngineConfig
     timeline: Timeline
-    item_ids: frozenset[str]
+    titles: Mapping[str, str]
+    """Of every item, by its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +65,33 @@ def read_examined(registry: Registry, release_id: str) -> Examined:
     if not facts.data_window:
         raise ReleaseError(f"release {release_id!r} does not say what time it learned from")
     folder = registry.folder(release_id)
-    ids = storage.read_table(storage.join(folder, "catalogue.parquet"), ["item_id"])["item_id"]
+    catalogue = storage.read_table(storage.join(folder, "catalogue.parquet"))
     return Examined(
-        release_id,
-        registry.read_config(release_id),
-        Timeline(**facts.data_window), frozenset(ids.to_pylist()),
+        release_id, registry.read_config(release_id), Timeline(**facts.data_window),
+        titles_of(catalogue),
     )
 
 
+def titles_of(catalogue: pa.Table) -> dict[str, str]:
+    """Return the title of every item, by its id."""
+    columns = (catalogue[name].to_pylist() for name in ("item_id", "title"))
+    return dict(zip(*columns, strict=True))
+
+
 def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
-    """Return the time that none of the releases learned or chose anything from, to the end."""
+    """Return the time that none of the releases learned or chose anything from, to the end.
+
+    Raises DataError if there is none.
+    """
     end_s = read_timeline(histories.path("timeline.json")).end_s + 1
-    return Period(max(each.timeline.t2_s for each in releases), end_s)
+    newest = max(releases, key=lambda each: each.timeline.t2_s)
+    if end_s <= newest.timeline.t2_s:
+        raise DataError(
+            f"the histories end at {format_moment(end_s - 1)}, and release "
+            f"{newest.release_id!r} learned from events up to "
+            f"{format_moment(newest.timeline.t2_s)}: nothing is left to examine"
+        )
+    return Period(newest.timeline.t2_s, end_s)
 
 
 def set_exam(
@@ -82,18 +100,19 @@ def set_exam(
     """Return the artifact "exam".
 
     Labels, slates and seed are those of the first release. llm_rows: most rows (of whole users)
-    in the sample. Raises DataError if a release learned from events of the period, or no event is
-    in it.
+    in the sample. Raises DataError if a release learned from events of the period, no event is in
+    it, or the histories are of other data or labels than the releases.
     """
     _check_period(period, releases)
+    titles = titles_of(storage.read_table(histories.path("items.parquet")))
+    _check_data(histories, titles, releases)
     first = releases[0]
     timeline = Timeline(
         first.timeline.start_s, first.timeline.t0_s, first.timeline.t1_s, period.start_s,
         period.end_s,
     )
-    item_ids = storage.read_table(histories.path("items.parquet"), ["item_id"])["item_id"]
     is_known_I = np.array([False, *(
-        all(item_id in each.item_ids for each in releases) for item_id in item_ids.to_pylist()
+        all(item_id in each.titles for each in releases) for item_id in titles
     )])
     settings = {
         "start_s": period.start_s, "end_s": period.end_s, "train_end_s": timeline.t1_s,
@@ -110,17 +129,40 @@ def set_exam(
 
 def _check_period(period: Period, releases: Sequence[Examined]) -> None:
     if period.start_s >= period.end_s:
-        raise DataError(f"the window ends ({period.end_s}) before it starts ({period.start_s})")
+        raise DataError(
+            f"the window ends ({format_moment(period.end_s)}) before it starts "
+            f"({format_moment(period.start_s)})"
+        )
     for each in releases:
         if period.start_s < each.timeline.t2_s:
             raise DataError(
-                f"release {each.release_id!r} learned from events up to second "
-                f"{each.timeline.t2_s}; the window starts at {period.start_s}"
+                f"release {each.release_id!r} learned from events up to "
+                f"{format_moment(each.timeline.t2_s)}; the window starts at "
+                f"{format_moment(period.start_s)}"
             )
+
+
+def _check_data(
+    histories: Artifact, titles: Mapping[str, str], releases: Sequence[Examined]
+) -> None:
+    """Refuse releases and histories whose labels or items mean different things."""
+    for each in releases:
         if each.config.source.label != releases[0].config.source.label:
             raise DataError(
                 f"releases {releases[0].release_id!r} and {each.release_id!r} differ in "
                 "source.label: their rows cannot be compared"
+            )
+        if histories.facts["label"] != each.config.source.label.settings():
+            raise DataError(
+                f"the histories were imported with source.label {histories.facts['label']}, "
+                f"release {each.release_id!r} learned from {each.config.source.label.settings()}"
+            )
+        shared = each.titles.keys() & titles.keys()
+        renamed = sum(each.titles[item_id] != titles[item_id] for item_id in shared)
+        if renamed > len(shared) / 2:
+            raise DataError(
+                f"{renamed:,} of the {len(shared):,} items that release {each.release_id!r} shares "
+                f"with {histories.uri} have another title there: they are of different data"
             )
 
 
@@ -132,7 +174,7 @@ def _write(
     events_I = count_items(histories, timeline, partitions)
     sampler = None
     if config.source.label.kind == "implicit":
-        sampler = NegativeSampler.from_counts(events_I, config.slates)
+        sampler = NegativeSampler.from_counts(events_I, config.slates).among(is_known_I)
     builder = SlateBuilder(config, timeline, sampler)
     write = partial(
         _write_partition, uri=uri, histories=histories.uri, builder=builder, events_I=events_I,
@@ -142,8 +184,9 @@ def _write(
     counts: Counter[str] = sum((count for count, _ in parts), Counter())
     if not counts["rows"]:
         raise DataError(
-            f"no row to examine between second {timeline.t2_s} and {timeline.end_s}: "
-            f"{counts['unknown_items']} rows were of items that a release does not know"
+            f"no row to examine from {format_moment(timeline.t2_s)} to before "
+            f"{format_moment(timeline.end_s)}: "
+            f"{counts['unknown_items']:,} events were of items that a release does not know"
         )
     chosen = within_rows([offer for _, offers in parts for offer in offers], llm_rows)
     storage.write_tensors(storage.join(uri, ITEMS_FILE), {"events": events_I})
@@ -170,14 +213,21 @@ def _write_partition(
         slates = [
             slate for slate in builder.build(user_id, history)[0] if slate.window == Window.TEST
         ]
-        kept = [kept for slate in slates if len((kept := _keep(slate, is_known_I)).items)]
-        rows = sum(len(slate.items) for slate in kept)
-        counts["unknown_items"] += sum(len(slate.items) for slate in slates) - rows
-        if not kept:
+        parts = [(known_rows(slate, is_known_I), _unknown(slate, is_known_I)) for slate in slates]
+        asked = [(kept, liked) for kept, liked in parts if len(kept.items) or len(liked.items)]
+        rows = sum(len(kept.items) for kept, _ in asked)
+        counts["unknown_items"] += sum(
+            int((~is_known_I[slate.items]).sum()) for slate in slates
+        )
+        if not rows:
             continue
-        pairs += [(user_id, slate) for slate in kept]
-        contexts += [_context(slate, history, timeline, events_I) for slate in kept]
-        counts.update(users=1, slates=len(kept), rows=rows)
+        for kept, liked in asked:
+            pairs.append((user_id, kept))
+            contexts.append({
+                **_context(kept, history, timeline, events_I),
+                "unknown_liked": liked.items, "unknown_kinds": liked.kinds,
+            })
+        counts.update(users=1, slates=len(asked), rows=rows)
         offers.append((sample_key(seed, user_id), user_id, rows))
     written = slates_table(pairs)
     for name in EXAM_SLATES.names[len(written.schema) :]:
@@ -187,12 +237,30 @@ def _write_partition(
     return counts, reach_rows(offers, llm_rows)
 
 
-def _keep(slate: Slate, is_known_I: npt.NDArray[np.bool_]) -> Slate:
-    """Return the slate without the items that a release does not know."""
-    kept = is_known_I[slate.items]
+def known_rows(slate: Slate, is_known_I: npt.NDArray[np.bool_]) -> Slate:
+    """Return the slate's rows of known items. Drawn negatives are as many for each positive as
+    before: those of a positive that goes, go with it.
+    """
+    is_kept = is_known_I[slate.items].copy()
+    for kind in (FeedbackKind.REPEAT, FeedbackKind.NEW):
+        is_positive = (slate.kinds == kind) & (slate.labels == 1)
+        negatives = np.flatnonzero((slate.kinds == kind) & (slate.labels == 0))
+        if len(negatives):
+            share = is_kept[is_positive].sum() / is_positive.sum()
+            is_kept[negatives[round(share * len(negatives)) :]] = False
+    return _rows(slate, is_kept)
+
+
+def _unknown(slate: Slate, is_known_I: npt.NDArray[np.bool_]) -> Slate:
+    """Return the liked rows of items that a release does not know."""
+    return _rows(slate, ~is_known_I[slate.items] & (slate.labels == 1))
+
+
+def _rows(slate: Slate, is_kept: npt.NDArray[np.bool_]) -> Slate:
     return Slate(
-        slate.first, slate.window, slate.history_length, slate.items[kept], slate.labels[kept],
-        slate.kinds[kept], slate.timestamps_s[kept], slate.row_history_lengths[kept],
+        slate.first, slate.window, slate.history_length, slate.items[is_kept],
+        slate.labels[is_kept], slate.kinds[is_kept], slate.timestamps_s[is_kept],
+        slate.row_history_lengths[is_kept],
     )
 
 

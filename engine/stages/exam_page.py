@@ -56,14 +56,15 @@ def _buckets(tables: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[dict[s
 
 
 def slice_rows(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row for each slice of the sample: counts, AUC by model, fused minus CRM."""
+    """Return one row for each slice: counts, AUC by model, fused minus CRM; None where the language
+    model did not read.
+    """
     return [
         {
-            "slice": table["slice"], "num_rows": table["num_rows"],
-            "num_users": table["num_users"],
-            "auc": {model: table["models"][model]["auc"] for model in
+            **{name: table[name] for name in ("rows", "slice", "num_rows", "num_users")},
+            "auc": {model: table["models"].get(model, {}).get("auc") for model in
                     ("popularity", "crm", "llm", "fused")},
-            "gain": table["differences"]["fused - crm"]["auc"],
+            "gain": table["differences"].get("fused - crm", {}).get("auc"),
         }
-        for table in tables if table["rows"] == "sample"
+        for table in tables
     ]

@@ -102,10 +102,15 @@ def examine(
     difference.
 
     A table stands for each slice of "all" rows (popularity and CRM) and of the "sample" (the
-    language model, too); a ranking for all liked items and, where feedback is implicit, for
-    "repeat" and "new" ones apart.
+    language model, too; only slates that all releases could read); a ranking for all liked items
+    and, where feedback is implicit, for "repeat" and "new" ones apart.
     """
-    found = [_Measurement(each, exam, settings) for each in answers]
+    samples = [read_sampled(each.scores) for each in answers]
+    read = set.intersection(*(set(table["slate_id"].to_pylist()) for table in samples))
+    found = [
+        _Measurement(each, exam, settings, table.filter(pc.field("slate_id").isin(sorted(read))))
+        for each, table in zip(answers, samples, strict=True)
+    ]
     for other in found[1:]:
         found[0].check_same_questions(other)
     manifest = exam.manifest()
@@ -121,10 +126,12 @@ def examine(
 class _Measurement:
     """All estimates of one release."""
 
-    def __init__(self, answers: Answers, exam: Artifact, settings: Settings) -> None:
+    def __init__(
+        self, answers: Answers, exam: Artifact, settings: Settings, sample: pa.Table
+    ) -> None:
+        """`sample`: the rows on which the language model is measured."""
         self.answers = answers
         everything = read_rows(answers.scores, settings.max_rows)
-        sample = read_sampled(answers.scores)
         self.keys = {"all": everything.select(_KEYS), "sample": sample.select(_KEYS)}
         self.groups: dict[tuple[str, str], ScoreRows] = {}
         for rows, table in (("all", everything), ("sample", sample)):
@@ -167,6 +174,7 @@ class _Measurement:
         return {
             "release_id": self.answers.release_id, "scores": self.answers.scores.key,
             "modes": self.answers.scores.facts["modes"],
+            "unread_slates": self.answers.scores.facts["unread_slates"],
             "tables": [
                 {"rows": rows, "slice": name,
                  **table_of(self.groups[rows, name], measured)}

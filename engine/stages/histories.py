@@ -18,12 +18,15 @@ from engine.data.splits import (
 )
 from engine.stages.partitions import map_partitions
 
+VERSION = 2
+"""2: the facts name the label."""
+
 
 def build_histories(run: str, config: EngineConfig, interactions: Artifact) -> Artifact:
     """Return the artifact "histories"; raises DataError if a window of the timeline is empty."""
     write = partial(_write, config=config, interactions=interactions)
     settings = {"split": config.split.settings()}
-    return artifacts.make(run, "histories", settings, [interactions], write)
+    return artifacts.make(run, "histories", settings, [interactions], write, version=VERSION)
 
 
 def _write(uri: str, *, config: EngineConfig, interactions: Artifact) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def _write(uri: str, *, config: EngineConfig, interactions: Artifact) -> dict[st
         "users": sum(count["users"] for count in counts),
         "events": sum(count["events"] for count in counts),
         "longest": max(count["longest"] for count in counts),
+        "label": config.source.label.settings(),
         "windows": {window.name.lower(): size for window, size in sizes.items()},
     }
 

@@ -26,16 +26,15 @@ from engine.artifacts import Artifact
 from engine.config import ServingConfig
 from engine.data.schema import RECOMMENDATIONS, part_name
 from engine.errors import ConfigError, DataError
-from engine.models.base import model_path
 from engine.recommender.candidates import Filters
 from engine.recommender.lookup import Query, answer, find
 from engine.recommender.ranking import Ranking
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease, check_release, load_release
 from engine.releases.registry import Registry
 from engine.stages.partitions import map_with_actors, takes_gpu
 from engine.stages.progress import counted
 from engine.state.database import open_database
-from engine.state.histories import user_ids
+from engine.state.histories import has_events, user_ids
 
 USERS = "users"
 ROWS = "recommendations"
@@ -87,9 +86,12 @@ def recommend(out: str, ask: Ask, users: Iterable[str] | None = None) -> Artifac
 
 
 def _check_release(ask: Ask) -> None:
-    """Say what is wrong before actors start: Ray Data loses the class of their exceptions."""
+    """Say what is wrong before actors start."""
     registry = Registry(ask.registry)
-    registry.verify(ask.release_id)
+    check_release(
+        registry, ask.release_id, model_cache=ask.serving.model_cache,
+        with_llm=ask.serving.ranking.llm_candidates > 0,
+    )
     config = registry.read_config(ask.release_id)
     unknown = sorted(set(ask.filters.fields) - set(config.source.item_fields))
     if unknown:
@@ -97,15 +99,13 @@ def _check_release(ask: Ask) -> None:
             f"no item field {unknown[0]!r}; release {ask.release_id!r} has "
             f"{list(config.source.item_fields)}"
         )
-    if ask.serving.ranking.llm_candidates:
-        model_path(config.base_model.model_copy(update={"cache": ask.serving.model_cache}))
 
 
 def _write(uri: str, *, ask: Ask, users: Iterable[str] | None) -> dict[str, Any]:
     counts = _write_users(uri, ask, users)
     answered = map_with_actors(
         _Recommender, (ask, uri), [{"part": part} for part in range(len(counts))],
-        num_actors=min(ask.num_actors, len(counts)), num_cpus=ask.serving.threads,
+        num_actors=ask.num_actors, num_cpus=1,
         use_gpu=takes_gpu(ask.serving.device),
     )
     modes = Counter(row["mode"] for row in counted(answered, sum(counts), "recommendations"))
@@ -116,6 +116,8 @@ def _write_users(uri: str, ask: Ask, users: Iterable[str] | None) -> list[int]:
     """Write the ids in parts; return how many are in each."""
     database = open_database(ask.serving.database_url)
     try:
+        if not has_events(database):
+            raise DataError(f"no event is stored in {database.url}: seed or import histories first")
         ids = iter(user_ids(database) if users is None else dict.fromkeys(users))
         counts: list[int] = []
         while chunk := list(islice(ids, ask.users_per_part)):
@@ -125,7 +127,7 @@ def _write_users(uri: str, ask: Ask, users: Iterable[str] | None) -> list[int]:
     finally:
         database.dispose()
     if not counts:
-        raise DataError("no user to recommend to: no event is stored, or the list is empty")
+        raise DataError("no user to recommend to: the list is empty")
     return counts
 
 

@@ -10,6 +10,7 @@ by the retrieval head, the CRM's order, the best M re-ranked by the language mod
 on every row, the language model on the sample's rows and on M candidates for each of its lists.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import ServingConfig
 from engine.data.schema import EXAM_SCORES, RANKED_LISTS, histories_of, part_name
+from engine.errors import PromptError
 from engine.metrics.ranking import DEPTH
+from engine.models.base import worker_dtype
 from engine.models.crm_examples import UserSlates, score_slates
 from engine.recommender.candidates import Filters, popular_items
 from engine.recommender.language import Reading, read_prompts, score_readings
@@ -38,6 +41,8 @@ from engine.stages.partitions import map_with_actors, takes_gpu
 from engine.stages.progress import counted
 from engine.stages.slate_gates import SlateGates
 from engine.types import AnswerMode, FloatArray, History, IntArray, Window
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +59,19 @@ class Sitting:
 
     def settings(self) -> dict[str, Any]:
         """Return what the answers depend on."""
+        device = self.serving.device
+        base = Registry(self.registry).read_config(self.release_id).base_model
         return {
             "release_id": self.release_id, "ranking": self.serving.ranking.settings(),
             "exclude_seen": self.exclude_seen,
+            "dtype": worker_dtype(
+                base.model_copy(update={"device": device}), use_gpu=takes_gpu(device)
+            ),
         }
 
 
 def sit_exam(out: str, exam: Artifact, histories: Artifact, sitting: Sitting) -> Artifact:
     """Return the artifact "release_scores" of one release."""
-    Registry(sitting.registry).verify(sitting.release_id)   # actors lose an exception's class
     write = partial(_write, exam=exam, histories=histories, sitting=sitting)
     return artifacts.make(out, "release_scores", sitting.settings(), [exam], write)
 
@@ -73,18 +82,21 @@ def _write(
     parts = range(len(exam.files("slates/")))
     answered = map_with_actors(
         _Examinee, (sitting, exam, histories, uri), [{"part": part} for part in parts],
-        num_actors=min(sitting.num_actors, len(parts)), num_cpus=sitting.serving.threads,
+        num_actors=sitting.num_actors, num_cpus=1,
         use_gpu=takes_gpu(sitting.serving.device),
     )
     totals, modes = Counter[str](), Counter[str]()
     slates: dict[str, Sequence[Mapping[str, Any]]] = {}
     for user in counted(answered, exam.facts["users"], "release_scores"):
-        totals.update({name: user[name] for name in ("rows", "lists")})
+        totals.update({name: user[name] for name in ("rows", "lists", "unread_slates")})
         modes.update(user["modes"])
         if user["slates"]:
             slates[user["user_id"]] = user["slates"]
     _write_gates(uri, [slate for user_id in sorted(slates) for slate in slates[user_id]])
-    return {"rows": totals["rows"], "lists": totals["lists"], "modes": dict(modes)}
+    return {
+        **{name: totals[name] for name in ("rows", "lists", "unread_slates")},
+        "modes": dict(modes),
+    }
 
 
 def _write_gates(uri: str, slates: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +145,9 @@ class _Question:
     row: Mapping[str, Any]
     """schema.EXAM_SLATES, in the terms of the histories."""
     history: History
-    """Strictly before the slate."""
+    """Strictly before the slate, of items that the release knows."""
+    past: IntArray
+    """Items of all events strictly before the slate, in the terms of the histories."""
     items: IntArray
     row_history_lengths: IntArray
     """Events, of those that the release knows, strictly before each row."""
@@ -167,20 +181,22 @@ class _Examinee:
         scores: list[dict[str, Any]] = []
         lists: list[dict[str, Any]] = []
         for user_id, history, questions in self._users(part):
-            crm = self._score_crm(user_id, history, questions)
-            llm: Sequence[FloatArray | None] = [None] * len(questions)
+            asked = [each for each in questions if len(each.items)]
+            crm = self._score_crm(user_id, history, asked)
+            llm: Sequence[FloatArray | None] = [None] * len(asked)
             gates: list[dict[str, Any]] = []
             ranked: list[dict[str, Any]] = []
             modes: list[str] = []
             if user_id in self._sample:
-                llm, gates = self._read(questions)
+                llm, gates = self._read(asked)
                 ranked, modes = self._rank(questions)
-            for question, crm_row, logits in zip(questions, crm, llm, strict=True):
+            for question, crm_row, logits in zip(asked, crm, llm, strict=True):
                 scores += self._rows(question, crm_row, logits)
             lists += ranked
             yield {
-                "user_id": user_id, "rows": sum(len(each.items) for each in questions),
+                "user_id": user_id, "rows": sum(len(each.items) for each in asked),
                 "lists": len(ranked), "modes": modes, "slates": gates,
+                "unread_slates": len(asked) - len(gates) if user_id in self._sample else 0,
             }
         for name, rows, schema in (("scores", scores, EXAM_SCORES), ("lists", lists, RANKED_LISTS)):
             table = pa.Table.from_pylist(rows, schema=schema)
@@ -192,12 +208,13 @@ class _Examinee:
         table = storage.read_table(self._histories.path(part_name("histories", part)))
         histories = histories_of(table)
         for user_id, rows in groupby(slates, key=lambda slate: str(slate["user_id"])):
-            history, lengths = self._terms.history(histories[user_id])
+            whole = histories[user_id]
+            history, lengths = self._terms.history(whole)
             yield user_id, history, [
                 _Question(
                     slate, history.head(int(lengths[slate["history_length"]])),
-                    self._terms.to_release_I[slate["items"]],
-                    lengths[slate["row_history_lengths"]],
+                    whole.items[: slate["history_length"]],
+                    self._terms.to_release_I[slate["items"]], lengths[slate["row_history_lengths"]],
                 )
                 for slate in rows
             ]
@@ -220,23 +237,32 @@ class _Examinee:
 
     def _read(
         self, questions: Sequence[_Question]
-    ) -> tuple[list[FloatArray], list[dict[str, Any]]]:
-        """Return the language model's logits of each slate, and its first gates."""
+    ) -> tuple[list[FloatArray | None], list[dict[str, Any]]]:
+        """Return the language model's logits of each slate, and its first gates; None and no gates
+        where there is no prompt that fits: the endpoint answers by the CRM there.
+        """
         release = self._release
         assert release.language is not None
-        readings: list[Reading] = []
+        readings: list[Reading | None] = []
         for each in questions:
             profile = release.profiles.of(each.row["user_id"])
             history = each.history.tail(release.max_history)
             [output] = release.crm.score([history], [profile], [each.items])
-            readings.append(read_prompts(
-                release.language, history, profile, each.items, output, np.arange(len(each.items)),
-            ))
+            try:
+                readings.append(read_prompts(
+                    release.language, history, profile, each.items, output,
+                    np.arange(len(each.items)),
+                ))
+            except PromptError as error:
+                log.warning("slate %r: %s", each.slate_id, error)
+                readings.append(None)
         gates = [
             _gates_row(question, reading.gates[0][0])
-            for question, reading in zip(questions, readings, strict=True)
+            for question, reading in zip(questions, readings, strict=True) if reading is not None
         ]
-        return score_readings(release, readings), gates
+        scored = score_readings(release, readings)
+        return [None if reading is None else logits_M
+                for reading, logits_M in zip(readings, scored, strict=True)], gates
 
     def _rows(
         self, question: _Question, crm: Mapping[str, Any], llm_M: FloatArray | None
@@ -271,16 +297,15 @@ class _Examinee:
         return lists, modes
 
     def _liked(self, question: _Question) -> dict[int, int]:
-        """Return the liked items, in the histories' terms, that a list may hold; and their kind."""
+        """Return the liked items, in the histories' terms, and their kind: also those that this
+        or another release does not know, but none that a list must leave out as seen.
+        """
         slate = question.row
-        seen = set(question.history.items.tolist()) if self._sitting.exclude_seen else set()
-        return {
-            item: kind
-            for item, own, label, kind in zip(
-                slate["items"], question.items.tolist(), slate["labels"], slate["kinds"],
-                strict=True,
-            ) if label == 1 and own not in seen
-        }
+        seen = set(question.past.tolist()) if self._sitting.exclude_seen else set()
+        known = zip(slate["items"], slate["labels"], slate["kinds"], strict=True)
+        liked = {item: kind for item, label, kind in known if label == 1}
+        liked |= zip(slate["unknown_liked"], slate["unknown_kinds"], strict=True)
+        return {item: kind for item, kind in liked.items() if item not in seen}
 
     def _answer(self, questions: Sequence[_Question]) -> list[Ranking]:
         """Return the endpoint's rankings."""

@@ -55,6 +55,12 @@ def user_ids(engine: Engine) -> Iterator[str]:
         yield from connection.execution_options(yield_per=ID_CHUNK).scalars(statement)
 
 
+def has_events(engine: Engine) -> bool:
+    """Tell whether any event is stored."""
+    with engine.connect() as connection:
+        return connection.scalar(select(EVENTS.c.user_id).limit(1)) is not None
+
+
 def count_events(engine: Engine) -> int:
     """Return the number of stored events."""
     with engine.connect() as connection:

@@ -171,6 +171,17 @@ def test_new_negatives_are_drawn_by_the_stated_chance(draw: str, expected: np.nd
     assert np.abs(share - expected / expected.sum()).max() < 0.015
 
 
+@given(EVENTS, st.sets(st.integers(1, 12), max_size=8))
+def test_what_may_not_be_drawn_is_no_negative_of_any_kind(
+    events: set[tuple[int, int]], barred: set[int]
+) -> None:
+    history, config = _history(events), SlateConfig()
+    is_allowed_I = ~np.isin(np.arange(NUM_ITEMS + 1), list(barred))
+    sampler = _sampler(config).among(is_allowed_I)
+    for slate in ImplicitSlates(history, TIMELINE, config, sampler, user_generator(3, "u")):
+        assert not barred & set(slate.items[slate.labels == 0].tolist())
+
+
 def test_a_draw_gives_all_that_is_left_when_it_is_less() -> None:
     rng = np.random.default_rng(0)
     excluded = set(range(1, NUM_ITEMS + 1)) - {4, 7}

@@ -241,18 +241,37 @@ def moment(time_s: int) -> str:
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--release", "missing"], "missing"),
+    (["--release", "", "--against", "live"], "release id ''"),
+    (["--against", ""], "release id ''"),
     (["--start", "yesterday"], "--start: 'yesterday' is no date"),
     (["--start", "2011-08-01", "--end", "2011-07-01"], "ends"),
     (["--start", "2031-01-01", "--end", "2031-02-01"], "no row to examine"),
     (["--llm-rows", "0"], "--llm-rows: 0 is less than 1"),
     (["--actors", "0"], "--actors: 0 is less than 1"),
     (["--serve-config", "nowhere.yaml"], "no Serve config at 'nowhere.yaml'"),
+    (["--histories", "nowhere"], "nowhere"),
 ])
 def test_wrong_input_ends_with_exit_code_1_and_a_message(
     examined: Examined, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert evaluate.main(examined.arguments(*options)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_histories_are_what_is_asked_for(
+    examined: Examined, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = examined.arguments("--histories", examined.outcome.scores.uri)
+    assert evaluate.main(options) == 1
+    assert "holds 'scores', not 'histories'" in capsys.readouterr().err
+
+
+def test_paths_are_the_same_for_driver_and_actors(
+    examined: Examined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = Path(examined.outcome.histories.uri)
+    monkeypatch.chdir(uri.parent)
+    assert open_artifact(uri.name).uri == str(uri)
 
 
 def test_a_window_that_the_release_learned_from_is_refused(

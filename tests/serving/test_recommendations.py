@@ -72,7 +72,8 @@ def test_a_list_of_users_is_answered_once_each_in_its_order_under_filters(
 ) -> None:
     known = sorted(service.world.histories)[:2]
     file = tmp_path / "users.txt"
-    file.write_text("\n".join([known[1], STRANGER, "", known[0], known[1]]) + "\n")
+    lines = "\r\n".join([known[1], STRANGER, "", known[0] + " ", known[1]]) + "\n"
+    file.write_bytes(lines.encode("utf-8-sig"))         # as a spreadsheet saves it
     genre = service.world.catalogue.fields["genres"][1][0]
     artifact = run(
         serve_config, tmp_path / "out", "--users", str(file), "--k", "4", "--include-seen",
@@ -108,6 +109,7 @@ def test_parts_and_actors_change_no_answer(
     (["--k", "21"], "k: 21 is not in 1 to 20"),
     (["--actors", "0"], "num_actors: 0"),
     (["--release", "absent"], "absent"),
+    (["--release", ""], "release id ''"),
     (["--users", "absent.txt"], "absent.txt"),
     (["--field", "genres"], "NAME=VALUE"),
     (["--field", "colour=red"], "no item field 'colour'"),
@@ -120,6 +122,32 @@ def test_a_wrong_option_ends_with_its_reason_and_writes_nothing(
     assert recommend.main(["--serve-config", serve_config, "--out", str(out), *options]) == 1
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_list_that_is_no_text_is_refused(
+    serve_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "users.txt"
+    file.write_bytes("Zoë".encode("latin-1"))
+    assert recommend.main(["--serve-config", serve_config, "--users", str(file)]) == 1
+    assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_a_list_is_not_answered_from_a_database_without_events(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = f"sqlite:///{tmp_path}/mistyped.db"
+    config, users = tmp_path / "serve.yaml", tmp_path / "users.txt"
+    config.write_text(yaml.safe_dump(local_config(service.world, empty, 0)))
+    users.write_text("u1")
+    out = tmp_path / "out"
+    assert recommend.main(
+        ["--serve-config", str(config), "--users", str(users), "--out", str(out)]
+    ) == 1
+    error = capsys.readouterr().err
+    assert "no event is stored in sqlite" in error
+    assert "mistyped.db" in error
+    assert not list(out.glob("*/manifest.json"))
 
 
 def test_an_empty_list_is_an_error_and_no_artifact(

@@ -1,5 +1,6 @@
 """The questions put to releases: which rows, whose sample, what is left out."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,18 @@ from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.schema import EXAM_SCORES, EXAM_SLATES
+from engine.data.slates import Slate
 from engine.data.splits import read_timeline
 from engine.errors import DataError, ReleaseError
-from engine.stages.exam import Examined, Period, read_examined, set_exam, unseen_period
+from engine.stages.exam import (
+    Examined,
+    Period,
+    known_rows,
+    read_examined,
+    set_exam,
+    titles_of,
+    unseen_period,
+)
 from engine.stages.exam_report import queries_of, slices_of
 from engine.stages.histories import build_histories
 from engine.stages.interactions import import_data
@@ -39,10 +49,10 @@ def config_of(path: str, **sections: Any) -> EngineConfig:
 
 
 def examined(histories: Artifact, name: str = "r1", without: str = "", **source: Any) -> Examined:
-    ids = storage.read_table(histories.path("items.parquet"), ["item_id"])["item_id"].to_pylist()
+    titles = titles_of(storage.read_table(histories.path("items.parquet")))
+    titles.pop(without, None)
     return Examined(
-        name, config_of("in", source=source), read_timeline(histories.path("timeline.json")),
-        frozenset(ids) - {without},
+        name, config_of("in", source=source), read_timeline(histories.path("timeline.json")), titles
     )
 
 
@@ -124,8 +134,11 @@ def test_items_that_a_release_does_not_know_are_left_out_and_counted(
     assert exam.facts["rows"] == len(asked) - lost
     slates = slates_of(exam)
     assert all(missing not in slate["items"] for slate in slates)
-    assert all(len(slate["items"]) == len(slate["labels"]) == len(slate["item_events"]) > 0
+    assert all(len(slate["items"]) == len(slate["labels"]) == len(slate["item_events"])
                for slate in slates)
+    liked = [item for slate in slates for item in slate["unknown_liked"]]
+    assert liked == [missing] * sum(event[2] == missing and event[3] == 1 for event in asked)
+    assert all(slate["items"] or slate["unknown_liked"] for slate in slates)
 
 
 def test_releases_of_different_labels_are_not_compared(
@@ -135,6 +148,68 @@ def test_releases_of_different_labels_are_not_compared(
     releases = [examined(histories), other]
     with pytest.raises(DataError, match=r"'r1' and 'strict' differ in source\.label"):
         set_exam(str(tmp_path), histories, releases, unseen_period(histories, releases), llm_rows=9)
+
+
+def test_the_window_begins_after_what_the_last_release_learned_from(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    first = examined(histories)
+    later_s = first.timeline.t2_s + 86_400
+    second = replace(first, release_id="r2", timeline=replace(first.timeline, t2_s=later_s))
+    for releases in ([first, second], [second, first]):
+        assert unseen_period(histories, releases).start_s == later_s
+        early = Period(first.timeline.t2_s, later_s + 86_400)
+        with pytest.raises(DataError, match=r"'r2' learned from events up to \d{4}-\d\d-\d\d "):
+            set_exam(str(tmp_path), histories, releases, early, llm_rows=9)
+
+
+def test_histories_that_end_before_a_release_leave_nothing_to_examine(histories: Artifact) -> None:
+    release = examined(histories)
+    end_s = release.timeline.end_s + 1
+    newer = replace(release, timeline=replace(release.timeline, t2_s=end_s))
+    assert unseen_period(histories, [release]).end_s == end_s
+    with pytest.raises(DataError, match=r"end at .* 'r1' learned .*: nothing is left to examine"):
+        unseen_period(histories, [newer])
+
+
+def test_histories_of_other_labels_or_other_data_are_refused(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    period = unseen_period(histories, [examined(histories)])
+    strict = examined(histories, label={"threshold": 5})
+    with pytest.raises(DataError, match=r"imported with source\.label .*4.* 'r1' learned .*5"):
+        set_exam(str(tmp_path), histories, [strict], period, llm_rows=9)
+    release = examined(histories)
+    names = list(release.titles)
+    few = dict.fromkeys(names[: len(names) // 3], "renamed")
+    set_exam(str(tmp_path), histories, [replace(release, titles={**release.titles, **few})],
+             period, llm_rows=9)
+    other = replace(release, titles=dict.fromkeys(names, "another"))
+    with pytest.raises(DataError, match="have another title there: they are of different data"):
+        set_exam(str(tmp_path), histories, [other], period, llm_rows=9)
+
+
+def test_negatives_go_with_the_positive_that_a_release_does_not_know() -> None:
+    repeat, new = int(FeedbackKind.REPEAT), int(FeedbackKind.NEW)
+    rows = [(1, 1, new), (5, 0, new), (2, 1, new), (6, 0, new), (7, 0, new), (8, 0, new),
+            (3, 1, repeat), (4, 0, repeat)]
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    slate = Slate(0, 3, 4, *columns, np.arange(8), np.arange(8))
+    is_known_I = np.ones(9, bool)
+    assert known_rows(slate, is_known_I).items.tolist() == slate.items.tolist()
+    is_known_I[2] = False
+    kept = known_rows(slate, is_known_I)
+    assert kept.items.tolist() == [1, 5, 6, 3, 4]
+    assert kept.timestamps_s.tolist() == [0, 1, 3, 6, 7]
+    is_known_I[[1, 3]] = False
+    assert known_rows(slate, is_known_I).items.tolist() == []
+
+
+def test_a_rating_of_a_known_item_stays_whatever_else_goes() -> None:
+    slate = Slate(0, 3, 0, np.array([1, 2, 3, 4]), np.array([1, 0, 0, 1]),
+                  np.full(4, FeedbackKind.EXPLICIT), np.arange(4), np.arange(4))
+    kept = known_rows(slate, np.array([False, False, True, True, True]))
+    assert kept.items.tolist() == [2, 3, 4]
 
 
 def test_a_release_that_does_not_say_what_it_learned_from_is_refused(tmp_path: Path) -> None:
