@@ -123,7 +123,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         for table in release["tables"]:
             if table["slice"] == "all":
                 lines += _model_lines(table)
-        for ranking in release["rankings"]:
+        for ranking in (each for each in release["rankings"] if each["slice"] == "all"):
             lines += _list_lines(ranking)
     if report["difference"]:
         lines += _difference_lines(report["difference"])
@@ -160,7 +160,7 @@ def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
                               for name in SHOWN)
             lines.append(f"    {table['rows'] + ', ' + table['slice']:<34} {model:<15} {shown}")
     for each in difference["rankings"]:
-        if each["list"] == "full":
+        if each["list"] == "full" and each["slice"] == "all":
             shown = "  ".join(f"{name} {format_interval(each['metrics'][name], '+')}"
                               for name in ("ndcg@10", "recall@10", "mrr"))
             lines.append(f"    {'lists, ' + each['kind']:<34} {'full':<15} {shown}")

@@ -140,6 +140,9 @@ EXAM_SCORES = pa.schema([
 RANKED_LISTS = pa.schema([
     ("user_id", pa.string()),
     ("slate_id", pa.string()),
+    ("history_length", pa.int32()),       # as in EXAM_SCORES
+    ("user_events", pa.int32()),
+    ("idle_s", pa.int64()),
     ("liked", pa.list_(pa.int32())),      # items of the slate that the user liked
     ("kinds", pa.list_(pa.int8())),       # types.FeedbackKind of each
     ("full", pa.list_(pa.int32())),       # best first: retrieval, CRM, language model

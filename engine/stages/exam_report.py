@@ -103,7 +103,7 @@ def examine(
 
     A table stands for each slice of "all" rows (popularity and CRM) and of the "sample" (the
     language model, too; only slates that all releases could read); a ranking for all liked items
-    and, where feedback is implicit, for "repeat" and "new" ones apart.
+    and, where feedback is implicit, for "repeat" and "new" ones apart, and for each slice of users.
     """
     samples = [read_sampled(each.scores) for each in answers]
     read = set.intersection(*(set(table["slate_id"].to_pylist()) for table in samples))
@@ -149,7 +149,7 @@ class _Measurement:
         self.queries = queries_of(self.lists)
         events_I = storage.read_tensors(exam.path(ITEMS_FILE))["events"]
         self.num_items = len(events_I) - 1
-        self.ranked: dict[tuple[str, str], Mapping[str, Estimate]] = {
+        self.ranked: dict[tuple[str, str, str], Mapping[str, Estimate]] = {
             key: ranking.measure(
                 queries, events_I, num_draws=settings.num_draws, seed=settings.seed
             )
@@ -180,23 +180,26 @@ class _Measurement:
                  **table_of(self.groups[rows, name], measured)}
                 for (rows, name), measured in self.measured.items()
             ],
-            "rankings": [self._ranking(kind) for kind in dict.fromkeys(k for k, _ in self.ranked)],
+            "rankings": [
+                self._ranking(*group) for group in dict.fromkeys(key[:2] for key in self.ranked)
+            ],
             "reliability": reliability_of(sample, logits),
             "learning": list(self.answers.learning),
             **_gates(self.answers.scores),
         }
 
-    def _ranking(self, kind: str) -> dict[str, Any]:
-        own = {name: each for (of, name), each in self.ranked.items() if of == kind}
-        any_queries = self.queries[kind, "full"]
+    def _ranking(self, kind: str, part: str) -> dict[str, Any]:
+        own = {key[2]: each for key, each in self.ranked.items() if key[:2] == (kind, part)}
+        any_queries = self.queries[kind, part, "full"]
         return {
-            "kind": kind, "num_queries": len(any_queries), "num_users": any_queries.num_users,
+            "kind": kind, "slice": part,
+            "num_queries": len(any_queries), "num_users": any_queries.num_users,
             "num_liked": int(any_queries.relevant_Q.sum()),
             "lists": {
                 name: {
                     **{metric: as_json(value.interval()) for metric, value in each.items()},
                     "coverage@10": {"value": ranking.coverage(
-                        self.queries[kind, name], self.num_items
+                        self.queries[kind, part, name], self.num_items
                     )},
                 }
                 for name, each in own.items()
@@ -222,11 +225,11 @@ class _Measurement:
                 for (rows, name), measured in self.measured.items()
             ],
             "rankings": [
-                {"kind": kind, "list": name, "metrics": {
+                {"kind": kind, "slice": part, "list": name, "metrics": {
                     metric: as_json(each)
-                    for metric, each in differences(own, other.ranked[kind, name]).items()
+                    for metric, each in differences(own, other.ranked[kind, part, name]).items()
                 }}
-                for (kind, name), own in self.ranked.items()
+                for (kind, part, name), own in self.ranked.items()
             ],
         }
 
@@ -267,21 +270,27 @@ def _total(scores: Artifact, rows: str, table: pa.Table) -> int:
 def slices_of(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
     """Return the rows of each slice [N]; a user is new, an item cold, that training did not have.
     """
-    lengths, kinds = table["history_length"].to_numpy(), table["kind"].to_numpy()
-    new, cold = table["user_events"].to_numpy() == 0, table["item_events"].to_numpy() == 0
+    kinds, cold = table["kind"].to_numpy(), table["item_events"].to_numpy() == 0
+    return {
+        "all": np.ones(len(table), bool), **user_slices_of(table),
+        "cold items": cold, "warm items": ~cold,
+        **{f"{name} items of the user": kinds == kind for name, kind in KINDS.items()},
+    }
+
+
+def user_slices_of(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the rows [N] of each slice that is the same for all rows of a slate."""
+    lengths, new = table["history_length"].to_numpy(), table["user_events"].to_numpy() == 0
     idle_s = table["idle_s"].fill_null(np.iinfo(np.int64).max).to_numpy()
     has_history = lengths > 0
     return {
-        "all": np.ones(len(lengths), bool),
         "new users": new, "old users": ~new,
         **{
             f"history {name}": (lengths >= low) & (lengths < high)
             for name, (low, high) in HISTORY_LENGTHS.items()
         },
-        "cold items": cold, "warm items": ~cold,
         "active users": has_history & (idle_s <= ACTIVE_S),
         "inactive users": has_history & (idle_s > ACTIVE_S),
-        **{f"{name} items of the user": kinds == kind for name, kind in KINDS.items()},
     }
 
 
@@ -302,25 +311,39 @@ def read_lists(scores: Artifact) -> pa.Table:
     return pa.concat_tables(map(storage.read_table, scores.files("lists/")))
 
 
-def queries_of(lists: pa.Table) -> dict[tuple[str, str], Queries]:
-    """Return the queries by kind of liked item and name of the list, where there are any."""
-    found: dict[tuple[str, str], Queries] = {}
-    kinds = [np.array(each) for each in lists["kinds"].to_pylist()]
-    liked = [np.array(each) for each in lists["liked"].to_pylist()]
-    for name, kind in {"all": None, **KINDS}.items():
-        wanted = [
-            items if kind is None else items[of == kind]
-            for items, of in zip(liked, kinds, strict=True)
-        ]
-        places = [place for place, items in enumerate(wanted) if len(items)]
+def queries_of(lists: pa.Table) -> dict[tuple[str, str, str], Queries]:
+    """Return the queries by kind of liked item, slice of users and name of the list, where there
+    are any: each kind for all users, and each slice for all liked items.
+    """
+    found: dict[tuple[str, str, str], Queries] = {}
+    for group, (part, wanted) in _groups(lists).items():
+        places = [place for place, items in enumerate(wanted) if part[place] and len(items)]
         if not places:
             continue
         users = np.array(lists["user_id"].to_pylist())[places]
         for column in LISTS:
             ranked = [np.array(each, np.int64) for each in lists[column].take(places).to_pylist()]
             if any(len(each) for each in ranked):
-                found[name, column] = Queries.of(users, ranked, _take(wanted, places))
+                found[*group, column] = Queries.of(users, ranked, _take(wanted, places))
     return found
+
+
+def _groups(
+    lists: pa.Table
+) -> dict[tuple[str, str], tuple[npt.NDArray[np.bool_], list[IntArray]]]:
+    """Return the lists [Q] and their liked items by kind and slice."""
+    liked = [np.array(each) for each in lists["liked"].to_pylist()]
+    kinds = [np.array(each) for each in lists["kinds"].to_pylist()]
+    everybody = np.ones(len(liked), bool)
+    of_kind = {
+        name: [items[of == kind] for items, of in zip(liked, kinds, strict=True)]
+        for name, kind in KINDS.items()
+    }
+    return {
+        ("all", "all"): (everybody, liked),
+        **{(name, "all"): (everybody, wanted) for name, wanted in of_kind.items()},
+        **{("all", name): (part, liked) for name, part in user_slices_of(lists).items()},
+    }
 
 
 def _take(values: Sequence[IntArray], places: Sequence[int]) -> list[IntArray]:

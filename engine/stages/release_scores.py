@@ -340,7 +340,9 @@ class _Examinee:
             crm = full[best_first(np.array([item.crm_score for item in ranking.items]), full)]
         history = np.zeros(0, np.int32) if exclude_seen else most_often(question.history)
         return {
-            "user_id": question.row["user_id"], "slate_id": question.slate_id,
+            **{name: question.row[name] for name in (
+                "user_id", "slate_id", "history_length", "user_events", "idle_s",
+            )},
             "liked": list(liked), "kinds": list(liked.values()),
             **{name: self._terms.to_histories_J[items].tolist() for name, items in (
                 ("full", full), ("crm", crm), ("popular", popular), ("history", history),

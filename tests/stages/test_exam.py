@@ -275,13 +275,22 @@ def test_slices_of_rows_by_hand() -> None:
 def test_queries_of_a_kind_look_for_its_items_alone() -> None:
     repeat, new = int(FeedbackKind.REPEAT), int(FeedbackKind.NEW)
     table = pa.table({
-        "user_id": ["u", "v"], "slate_id": ["a", "b"], "liked": [[3, 4], [5]],
+        "user_id": ["u", "v"], "slate_id": ["a", "b"], "history_length": [3, 30],
+        "user_events": [0, 30], "idle_s": [5, None], "liked": [[3, 4], [5]],
         "kinds": [[repeat, new], [new]], "full": [[4, 3], [9, 5]], "crm": [[3], [5]],
         "popular": [[1], [2]], "history": pa.array([[], []], pa.list_(pa.int32())),
     })
     found = queries_of(table)
-    assert set(found) == {(kind, name) for kind in ("all", "repeat", "new")
-                          for name in ("full", "crm", "popular")}
-    assert found["all", "full"].is_hit_QK[:, :2].tolist() == [[True, True], [False, True]]
-    assert found["repeat", "full"].is_hit_QK[:, :2].tolist() == [[False, True]]
-    assert found["new", "full"].relevant_Q.tolist() == [1, 1]
+    slices = ("new users", "old users", "history under 20", "history 20 to 99", "active users",
+              "inactive users")
+    assert set(found) == {
+        (*group, name) for name in ("full", "crm", "popular") for group in (
+            *((kind, "all") for kind in ("all", "repeat", "new")),
+            *(("all", part) for part in slices),
+        )
+    }
+    assert found["all", "all", "full"].is_hit_QK[:, :2].tolist() == [[True, True], [False, True]]
+    assert found["repeat", "all", "full"].is_hit_QK[:, :2].tolist() == [[False, True]]
+    assert found["new", "all", "full"].relevant_Q.tolist() == [1, 1]
+    assert found["all", "new users", "full"].relevant_Q.tolist() == [2]
+    assert found["all", "inactive users", "full"].relevant_Q.tolist() == [1]

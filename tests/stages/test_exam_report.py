@@ -45,7 +45,8 @@ def answers(root: Path, name: str, sign: float, unread: tuple[str, ...] = (), **
     ]
     found = [1, 4, 7, 8] if sign > 0 else [7, 8, 9, 10]
     lists = [
-        {"user_id": user, "slate_id": slate, "liked": [1, 4],
+        {"user_id": user, "slate_id": slate, "history_length": 3, "user_events": 5, "idle_s": 60,
+         "liked": [1, 4],
          "kinds": [int(FeedbackKind.EXPLICIT)] * 2,
          **dict.fromkeys(("full", "crm"), found), "popular": [4, 7], "history": []}
         for slate, user in SLATES.items()
@@ -79,9 +80,10 @@ def test_the_difference_is_the_first_release_minus_the_second(
                 assert models[model]["auc"]["value"] == expected
                 assert models[model]["log_loss"]["value"] * expected < 0
             assert models["popularity"]["auc"]["value"] == 0
-        values = {each["list"]: each["metrics"]["ndcg@10"]["value"]
-                  for each in difference["rankings"] if each["kind"] == "all"}
-        assert values == {"full": expected, "crm": expected, "popular": 0}
+        for part in ("all", "old users", "active users"):
+            values = {each["list"]: each["metrics"]["ndcg@10"]["value"]
+                      for each in difference["rankings"] if each["slice"] == part}
+            assert values == {"full": expected, "crm": expected, "popular": 0}
 
 
 def test_the_language_models_are_compared_where_both_could_read(
