@@ -66,6 +66,16 @@ def test_a_release_holds_its_files_config_and_facts(
     assert manifest.facts.metrics == {"test/auc": 0.75}
 
 
+def test_a_config_of_another_version_is_refused_by_name(
+    registry: Registry, files: dict[str, str]
+) -> None:
+    registry.publish("r1", files, FACTS)
+    assert registry.read_config("r1").run.seed == 17
+    registry.publish("later", files, {**FACTS, "config": {"run": {"moon": 1}}})
+    with pytest.raises(ReleaseFormatError, match=r"later/config\.json is not of this version"):
+        registry.read_config("later")
+
+
 def test_releases_are_listed_in_order_without_what_is_not_one(
     registry: Registry, files: dict[str, str]
 ) -> None:
