@@ -10,6 +10,7 @@ from torch import nn
 from engine import storage
 from engine.config import BaseModelConfig
 from engine.errors import ConfigError
+from engine.models import attention
 
 if TYPE_CHECKING:       # importing transformers takes seconds: only where a model is loaded
     from transformers import PreTrainedModel
@@ -77,7 +78,7 @@ def load_base_model(config: BaseModelConfig) -> tuple[Any, "PreTrainedModel"]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        model_path(config), dtype=dtype_of(config), attn_implementation=config.attention
+        model_path(config), dtype=dtype_of(config), attn_implementation=attention.register()
     )
     model.requires_grad_(False).eval().to(device_of(config.device))
     _remove_dropout(model)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.types import SlatePrompt
+from engine.types import IntArray, SlatePrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,29 @@ def pack(
         torch.from_numpy(ids).to(device), torch.from_numpy(positions).to(device), segments_BT,
         visibility(segments_BT, torch.from_numpy(valid).to(device)),
         torch.from_numpy(answers).to(device), torch.from_numpy(is_candidate).to(device),
+    )
+
+
+def pack_row(
+    pieces: Sequence[IntArray], starts: Sequence[int], *, device: torch.device | str = "cpu"
+) -> PackedBatch:
+    """Lay out pieces one after another in one row without padding, each as a candidate.
+
+    `starts[m]` is the position of piece m's first token. What a token sees is left to a layout
+    (attention.py): the mask is empty.
+    """
+    sizes = [len(piece) for piece in pieces]
+    positions = np.concatenate([
+        start + np.arange(size) for start, size in zip(starts, sizes, strict=True)
+    ])
+    rows = (np.concatenate(pieces), positions, np.repeat(1 + np.arange(len(pieces)), sizes))
+    ids_1T, positions_1T, segments_1T = (
+        torch.from_numpy(row.astype(np.int64))[None].to(device) for row in rows
+    )
+    answers_1M = torch.from_numpy(np.cumsum(sizes) - 1)[None].to(device)
+    return PackedBatch(
+        ids_1T, positions_1T, segments_1T, torch.empty(1, 1, 0, 0, dtype=torch.bool, device=device),
+        answers_1M, torch.ones_like(answers_1M, dtype=torch.bool),
     )
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from engine import storage
 from engine.config import BankConfig, BaseModelConfig, PromptConfig
 from engine.errors import ArtifactError, ConfigError
+from engine.models.attention import BlockLayout, Layout, PrefixLayout, PrefixStates
 from engine.models.base import load_base_model, load_tokenizer, model_path
 from engine.models.lora import Gates, install_bank
-from engine.models.packing import PackedBatch, pack
+from engine.models.packing import PackedBatch, pack, pack_row
 from engine.models.readout import Readout
 from engine.models.router import Router
 from engine.prompts.tokens import Answers, answer_tokens
-from engine.types import CRMOutput, FloatArray, GateInput, SlatePrompt
+from engine.types import CRMOutput, FloatArray, GateInput, IntArray, SlatePrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,12 +151,16 @@ class PersonalizedLLM(nn.Module):
 
     # ----- scores
 
-    def hidden_states(self, batch: PackedBatch, gates: Gates | None) -> Tensor:
+    def hidden_states(
+        self, batch: PackedBatch, gates: Gates | None, layout: Layout | None = None
+    ) -> Tensor:
         """Return the last hidden state of every token, [B, T, D]; without gates the base model's.
+
+        With a layout, tokens see what it says instead of what the batch's mask says.
         """
         hidden_BTD: Tensor = self.base.get_decoder()(
             input_ids=batch.input_ids_BT, attention_mask=batch.mask_B1TT,
-            position_ids=batch.positions_BT, use_cache=False, gates=gates,
+            position_ids=batch.positions_BT, use_cache=False, gates=gates, layout=layout,
         ).last_hidden_state
         return hidden_BTD
 
@@ -261,6 +266,47 @@ class PersonalizedLLM(nn.Module):
         read = self.answer_logits if bound is None else self.logits
         logits_BM = read(hidden_BTD, batch).cpu().numpy()
         return [row[: len(p.blocks)] for row, p in zip(logits_BM, prompts, strict=True)]
+
+    @torch.inference_mode()
+    def read_prefixes(
+        self, prefixes: Sequence[IntArray], gates: Sequence[FloatArray]
+    ) -> list[PrefixStates]:
+        """Return keys and values of prefixes, each under the first row of its gates [P, G, N].
+
+        They hold for every block behind the prefix; under `target` gates, whose first row is that
+        of one candidate, for that one.
+        """
+        batch = pack_row(prefixes, [0] * len(prefixes), device=self.device)
+        weights_1RGN = torch.from_numpy(np.stack([each[0] for each in gates]))[None]
+        layout = PrefixLayout([len(prefix) for prefix in prefixes])
+        bound = Gates(weights_1RGN.to(self.device), batch.segments_BT - 1)
+        self.hidden_states(batch, bound, layout)
+        return layout.states()
+
+    @torch.inference_mode()
+    def score_behind(
+        self, prefixes: Sequence[PrefixStates], blocks: Sequence[Sequence[IntArray]],
+        gates: Sequence[FloatArray],
+    ) -> list[FloatArray]:
+        """Return logits [M] of each request's blocks behind its prefix: those of `score`.
+
+        `gates[i]` is [P, G, N] as in `score`: one row, or one and that of each block.
+        """
+        flat = [block for of_request in blocks for block in of_request]
+        starts = [
+            prefix.num_tokens
+            for prefix, of_request in zip(prefixes, blocks, strict=True) for _ in of_request
+        ]
+        batch = pack_row(flat, starts, device=self.device)
+        own = [each[1:] if len(each) > 1 else each.repeat(len(of_request), 0)
+               for each, of_request in zip(gates, blocks, strict=True)]
+        weights_1SGN = torch.from_numpy(np.concatenate(own))[None].to(self.device)
+        layout = BlockLayout(prefixes, [[len(block) for block in each] for each in blocks])
+        hidden_1TD = self.hidden_states(
+            batch, Gates(weights_1SGN, batch.segments_BT - 1), layout
+        )
+        logits_M = self.logits(hidden_1TD, batch)[0].cpu().numpy()
+        return np.split(logits_M, np.cumsum([len(each) for each in blocks])[:-1])
 
     # ----- files
 

@@ -1,11 +1,15 @@
 """Candidates of several requests -> prompts and gates -> one logit per candidate."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
+from engine.models.attention import PrefixStates
 from engine.models.personalized import PersonalizedLLM
+from engine.recommender.prefix_cache import PrefixCache, PrefixKey
 from engine.recommender.release import LanguageHalf, LoadedRelease
 from engine.types import (
     CRMOutput,
@@ -17,10 +21,8 @@ from engine.types import (
     SlatePrompt,
 )
 
-MAX_BLOCKS = 25
-"""Candidates behind one prefix: a packed pass pays for what its mask hides."""
-MAX_PROMPTS = 8
-"""Prompts of one forward pass."""
+MAX_TOKENS = 2048
+"""Tokens of one forward pass: enough to fill the device, and a bound on its memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +48,11 @@ def read_prompts(
     """
     gate = language.model.config.gate
     built = language.prompts.build_all(history, profile, candidates[slots], gate)
-    prompts = [piece for each in built for piece in split_blocks(each.prompt)]
+    prompts = [each.prompt for each in built]
     ends = np.cumsum([len(prompt.blocks) for prompt in prompts])
-    parts = np.split(slots, ends[:-1])
-    gates = _gates(language.model, output, parts)
+    gates = _gates(language.model, output, np.split(slots, ends[:-1]))
     shown = np.unique(np.concatenate([each.shown for each in built]))
     return Reading(slots, prompts, gates, shown)
-
-
-def split_blocks(prompt: SlatePrompt) -> list[SlatePrompt]:
-    """Cut a prompt of many candidates into several with the same prefix."""
-    return [
-        SlatePrompt(prompt.prefix, prompt.blocks[start : start + MAX_BLOCKS])
-        for start in range(0, len(prompt.blocks), MAX_BLOCKS)
-    ]
 
 
 def pick(output: CRMOutput, slots: IntArray) -> CRMOutput:
@@ -71,42 +64,101 @@ def pick(output: CRMOutput, slots: IntArray) -> CRMOutput:
 
 
 def score_readings(
-    release: LoadedRelease, readings: Sequence[Reading | None]
+    release: LoadedRelease, readings: Sequence[Reading | None], cache: PrefixCache | None = None
 ) -> list[FloatArray]:
     """Return the logits of each reading's slots; empty where there is no reading.
 
-    Prompts of all requests share forward passes, longest first, each under its own gates.
+    Each prompt's prefix is read once, then its blocks behind it; prompts of all requests share
+    forward passes, each under its own gates. `cache` keeps prefixes for later calls.
     """
+    logits: list[list[FloatArray]] = [[np.zeros(0)] for _ in readings]
     flat = [
-        (prompt, gates, number)
+        (prompt, gates, logits[number])
         for number, reading in enumerate(readings) if reading is not None
         for prompt, gates in zip(reading.prompts, reading.gates, strict=True)
     ]
-    logits: list[FloatArray] = [np.zeros(0)] * len(flat)
-    order = sorted(range(len(flat)), key=lambda place: -_num_tokens(flat[place][0]))
-    for start in range(0, len(flat), MAX_PROMPTS):
-        chosen = order[start : start + MAX_PROMPTS]
+    for span in runs([len(prompt.prefix) for prompt, *_ in flat], MAX_TOKENS):
         assert release.language is not None
-        scored = release.language.model.score(
-            [flat[place][0] for place in chosen], [flat[place][1] for place in chosen]
+        prompts, gates, found = zip(*flat[span], strict=True)
+        states = _read_prefixes(release, prompts, gates, cache)
+        scored = _score_blocks(release.language.model, prompts, gates, states)
+        for of_request, values in zip(found, scored, strict=True):
+            of_request.append(values)
+    return [np.concatenate(parts) for parts in logits]
+
+
+def _read_prefixes(
+    release: LoadedRelease, prompts: Sequence[SlatePrompt], gates: Sequence[FloatArray],
+    cache: PrefixCache | None,
+) -> list[PrefixStates]:
+    """Return the states of each prompt's prefix; equal ones are read once, and none of the cache.
+
+    A prefix that one candidate alone stands behind would crowd out those of users: it is not kept.
+    """
+    assert release.language is not None
+    keys = [PrefixKey.of(release.release_id, each, prompt.prefix)
+            for prompt, each in zip(prompts, gates, strict=True)]
+    known = {key: states for key in set(keys) if cache and (states := cache.get(key))}
+    wanted = {key: place for place, key in enumerate(keys) if key not in known}
+    if wanted:
+        read = release.language.model.read_prefixes(
+            [prompts[place].prefix for place in wanted.values()],
+            [gates[place] for place in wanted.values()],
         )
-        for place, values in zip(chosen, scored, strict=True):
-            logits[place] = values
-    return [
-        np.concatenate([
-            np.zeros(0), *(logits[place] for place, each in enumerate(flat) if each[2] == number)
-        ])
-        for number in range(len(readings))
+        known |= zip(wanted, read, strict=True)
+    for key, place in wanted.items():
+        if cache and len(prompts[place].blocks) > 1:
+            cache.put(key, known[key])
+    return [known[key] for key in keys]
+
+
+def _score_blocks(
+    model: PersonalizedLLM, prompts: Sequence[SlatePrompt], gates: Sequence[FloatArray],
+    states: Sequence[PrefixStates],
+) -> list[FloatArray]:
+    """Return the logits of each prompt's blocks behind its prefix."""
+    places = [
+        (number, slot)
+        for number, prompt in enumerate(prompts) for slot in range(len(prompt.blocks))
     ]
+    sizes = [len(prompts[number].blocks[slot]) for number, slot in places]
+    found: list[list[FloatArray]] = [[] for _ in prompts]
+    for span in runs(sizes, MAX_TOKENS):
+        parts = [
+            (number, [slot for _, slot in of_prompt])
+            for number, of_prompt in groupby(places[span], key=itemgetter(0))
+        ]
+        scored = model.score_behind(
+            [states[number] for number, _ in parts],
+            [[prompts[number].blocks[slot] for slot in slots] for number, slots in parts],
+            [rows_of(gates[number], slots) for number, slots in parts],
+        )
+        for (number, _), values in zip(parts, scored, strict=True):
+            found[number].append(values)
+    return [np.concatenate(values) for values in found]
 
 
 def _gates(
     model: PersonalizedLLM, output: CRMOutput, parts: Sequence[IntArray]
 ) -> list[FloatArray]:
+    """Return the gates of each prompt, which holds the candidates of a part."""
     if model.config.gate is GateInput.USER:
         return [model.gates(pick(output, parts[0]))] * len(parts)
     return [model.gates(pick(output, part)) for part in parts]
 
 
-def _num_tokens(prompt: SlatePrompt) -> int:
-    return len(prompt.prefix) + sum(map(len, prompt.blocks))
+def rows_of(gates: FloatArray, slots: Sequence[int]) -> FloatArray:
+    """Return the gates of a prompt that holds these blocks alone: the first row is the prefix's."""
+    return gates if len(gates) == 1 else gates[[0, *(1 + slot for slot in slots)]]
+
+
+def runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield spans of consecutive places whose sizes add up to at most `limit`, or of one place."""
+    start = total = 0
+    for place, size in enumerate(sizes):
+        if total + size > limit and place > start:
+            yield slice(start, place)
+            start, total = place, 0
+        total += size
+    if sizes:
+        yield slice(start, len(sizes))

@@ -17,6 +17,7 @@ import numpy as np
 from engine.errors import PromptError
 from engine.recommender.explanation import Explanation, explain
 from engine.recommender.language import Reading, read_prompts, score_readings
+from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.release import LoadedRelease
 from engine.types import AnswerMode, CRMOutput, FloatArray, History, IntArray, Profile
 
@@ -62,7 +63,9 @@ class Ranking:
     stage_ms: dict[str, float] = field(default_factory=dict)
 
 
-def rank(release: LoadedRelease, tasks: Sequence[RankTask]) -> list[Ranking]:
+def rank(
+    release: LoadedRelease, tasks: Sequence[RankTask], cache: PrefixCache | None = None
+) -> list[Ranking]:
     """Rank the candidates of several requests; stage times are those of the whole call."""
     clock = StageClock()
     profiles = [profile_of(release, task.user_id) for task in tasks]
@@ -75,7 +78,7 @@ def rank(release: LoadedRelease, tasks: Sequence[RankTask]) -> list[Ranking]:
         for task, profile, output, order in zip(tasks, profiles, outputs, orders, strict=True)
     ]
     clock.stop("prompts")
-    llm_logits = score_readings(release, readings)
+    llm_logits = score_readings(release, readings, cache)
     clock.stop("llm")
     return [
         _ranking(release, task, output, order, reading, logits, clock.stage_ms)

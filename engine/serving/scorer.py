@@ -11,6 +11,7 @@ import torch
 from ray import serve
 
 from engine.config import ServingConfig
+from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
@@ -27,9 +28,15 @@ class Scorer:
         self.releases = ReleaseHolder(partial(
             load_release, model_cache=config.model_cache, device=config.device, with_llm=True
         ))
+        cache = PrefixCache(config.prefix_cache_mib * 2**20)
+
+        async def rank_batch(jobs: list[Job]) -> list[Ranking]:
+            """Rank a batch off the event loop; there is one batch at a time."""
+            return await asyncio.to_thread(rank_jobs, jobs, cache)
+
         self._rank = serve.batch(
             max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_s
-        )(_rank_batch)
+        )(rank_batch)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
@@ -48,16 +55,11 @@ class Scorer:
         return ranking
 
 
-async def _rank_batch(jobs: list[Job]) -> list[Ranking]:
-    """Rank a batch off the event loop; there is one batch at a time."""
-    return await asyncio.to_thread(rank_jobs, jobs)
-
-
-def rank_jobs(jobs: Sequence[Job]) -> list[Ranking]:
+def rank_jobs(jobs: Sequence[Job], cache: PrefixCache | None = None) -> list[Ranking]:
     """Rank jobs of possibly different releases; those of one release share forward passes."""
     rankings: dict[int, Ranking] = {}
     for release in {id(job[0]): job[0] for job in jobs}.values():
         places = [place for place, job in enumerate(jobs) if job[0] is release]
-        ranked = rank(release, [jobs[place][1] for place in places])
+        ranked = rank(release, [jobs[place][1] for place in places], cache)
         rankings |= dict(zip(places, ranked, strict=True))
     return [rankings[place] for place in range(len(jobs))]

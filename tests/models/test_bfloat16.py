@@ -124,7 +124,9 @@ def test_batching_order_packing_and_padding_stay_within_the_tolerance(
     ]
     left = pack(PROMPTS, pad_id=low.pad_id, side="left")
     padded, *_ = low(left, stack_states([make_output(seed) for seed in range(4)]))
-    for other in (alone, backwards, singles, list(padded.numpy())):
+    prefixes = low.read_prefixes([prompt.prefix for prompt in PROMPTS], gates)
+    behind = low.score_behind(prefixes, [prompt.blocks for prompt in PROMPTS], gates)
+    for other in (alone, backwards, singles, list(padded.numpy()), behind):
         assert furthest(batch, other) < TOLERANCE
 
 

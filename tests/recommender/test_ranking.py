@@ -1,15 +1,18 @@
 import logging
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.errors import PromptError
 from engine.recommender import language, ranking
-from engine.recommender.language import LanguageHalf, read_prompts, score_readings, split_blocks
+from engine.recommender.language import LanguageHalf, read_prompts, runs, score_readings
 from engine.recommender.ranking import RankTask, profile_of, rank, rank_popular, score_crm
 from engine.recommender.release import LoadedRelease, load_release
-from engine.types import AnswerMode, GateInput, History, HistoryScope, SlatePrompt
+from engine.types import AnswerMode, GateInput, History, HistoryScope
 from tests.tiny_release import FUSION, TinyWorld
 
 FORMS = [
@@ -86,26 +89,24 @@ def test_requests_ranked_together_and_alone_agree(
         )
 
 
-def test_many_candidates_are_cut_into_prompts_of_one_prefix(
+def test_many_candidates_take_several_passes_behind_one_prefix(
     world: TinyWorld, any_release: LoadedRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = task_of(world, 1, llm_candidates=19)
     [whole] = rank(any_release, [task])
-    monkeypatch.setattr(language, "MAX_BLOCKS", 4)
-    monkeypatch.setattr(language, "MAX_PROMPTS", 2)
+    monkeypatch.setattr(language, "MAX_TOKENS", 40)         # a prefix, or a few blocks
     [cut] = rank(any_release, [task])
     assert [each.llm_score for each in cut.items] == pytest.approx(
         [each.llm_score for each in whole.items], abs=1e-3
     )
 
 
-def test_a_prompt_is_cut_without_losing_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "MAX_BLOCKS", 3)
-    prompt = SlatePrompt(np.array([1, 2]), [np.array([number]) for number in range(7)])
-    pieces = split_blocks(prompt)
-    assert [len(piece.blocks) for piece in pieces] == [3, 3, 1]
-    assert [int(block[0]) for piece in pieces for block in piece.blocks] == list(range(7))
-    assert all(piece.prefix is prompt.prefix for piece in pieces)
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 60))
+def test_runs_are_full_and_lose_nothing(sizes: list[int], limit: int) -> None:
+    spans = list(runs(sizes, limit))
+    assert [size for span in spans for size in sizes[span]] == sizes
+    assert all(sum(sizes[span]) <= limit or span.stop - span.start == 1 for span in spans)
+    assert all(sum(sizes[one]) + sizes[other.start] > limit for one, other in pairwise(spans))
 
 
 def test_without_the_language_model_the_crm_orders(
