@@ -507,6 +507,9 @@ HOME_VARIABLE = "LIFELORA_HOME"
 """Folder that relative paths of a config start from; by default the working folder. A submitted
 job works in a copy of the repository without its data, so its cluster sets this."""
 
+RETIRED = (("base_model", "attention"),)
+"""Settings that releases of older versions name and that nothing reads any more."""
+
 PATHS = (("run", "root"), ("run", "registry"), ("source", "path"), ("base_model", "cache"))
 
 

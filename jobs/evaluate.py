@@ -123,6 +123,8 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         for table in release["tables"]:
             if table["slice"] == "all":
                 lines += _model_lines(table)
+        if release["unread_slates"]:
+            lines.append(f"  no prompt fits in {release['unread_slates']:,} slates of the sample")
         for ranking in (each for each in release["rankings"] if each["slice"] == "all"):
             lines += _list_lines(ranking)
     if report["difference"]:

@@ -111,10 +111,10 @@ def read_users(path: str) -> list[str]:
     from engine import storage  # --help needs no pyarrow
 
     uri = at_home(path)
-    if not storage.exists(uri):
-        raise ConfigError(f"no file of user ids at {uri!r}")
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"no file of user ids at {uri!r}: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{uri!r} is not UTF-8 text: {error}") from error
     return [user_id for line in text.split("\n") if (user_id := line.strip())]

@@ -10,7 +10,7 @@ The rule, for one slate with its positives from time a to time b:
   the slate" agree on what the user had;
 - `negatives` for each positive, distinct in the slate, fewer where there are fewer;
 - REPEAT: uniform from the distinct items had strictly before a and not had in [a, b]; where there
-  is none, the slate's REPEAT positives are left out and counted;
+  is none, the slate's REPEAT positives are left out and counted, if they may be drawn themselves;
 - NEW: from the catalogue's items not had up to b; the chance of an item is proportional to
   (events before T1 + 1) ^ 0.75, or uniform (config `slates.negative_draw`). The + 1 lets an item
   without events be drawn: else a cold item would always be a positive;
@@ -161,8 +161,9 @@ class ImplicitSlates:
         else:
             negatives = self._had.draw_earlier(count, self.rng)
         if kind is FeedbackKind.REPEAT and not negatives:
-            self.dropped += len(rows)
-            rows = rows[:0]
+            is_dropped = self.sampler.weights[self.history.items[rows]] > 0
+            self.dropped += int(is_dropped.sum())
+            rows = rows[~is_dropped]
         items = np.append(self.history.items[rows], np.array(negatives, np.int64))
         labels = (np.arange(len(items)) < len(rows)).astype(np.int8)
         return items, labels, np.full(len(items), kind, np.int8), np.resize(rows, len(items))

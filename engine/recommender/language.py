@@ -123,7 +123,7 @@ def _score_blocks(
     ]
     sizes = [len(prompts[number].blocks[slot]) for number, slot in places]
     found: list[list[FloatArray]] = [[] for _ in prompts]
-    for span in runs(sizes, MAX_TOKENS):
+    for span in runs(sizes, MAX_TOKENS, padded=True):
         parts = [
             (number, [slot for _, slot in of_prompt])
             for number, of_prompt in groupby(places[span], key=itemgetter(0))
@@ -152,13 +152,18 @@ def rows_of(gates: FloatArray, slots: Sequence[int]) -> FloatArray:
     return gates if len(gates) == 1 else gates[[0, *(1 + slot for slot in slots)]]
 
 
-def runs(sizes: Sequence[int], limit: int) -> Iterator[slice]:
-    """Yield spans of consecutive places whose sizes add up to at most `limit`, or of one place."""
-    start = total = 0
+def runs(sizes: Sequence[int], limit: int, *, padded: bool = False) -> Iterator[slice]:
+    """Yield spans of consecutive places whose sizes add up to at most `limit`, or of one place.
+
+    `padded`: each counts as the longest of its span, as attention within blocks lays them out.
+    """
+    start = total = longest = 0
     for place, size in enumerate(sizes):
-        if total + size > limit and place > start:
+        longest = max(longest, size)
+        needed = (place - start + 1) * longest if padded else total + size
+        if needed > limit and place > start:
             yield slice(start, place)
-            start, total = place, 0
+            start, total, longest = place, 0, size
         total += size
     if sizes:
         yield slice(start, len(sizes))

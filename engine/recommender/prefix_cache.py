@@ -8,10 +8,14 @@ never finds a stale one. Entries that were not used for longest go first.
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
 from cachetools import LRUCache
 
 from engine.models.attention import PrefixStates
 from engine.types import FloatArray, IntArray
+
+GATE_DIGITS = 4
+"""Decimals of a gate's weight that tell mixes apart."""
 
 
 class PrefixKey(NamedTuple):
@@ -24,8 +28,13 @@ class PrefixKey(NamedTuple):
 
     @classmethod
     def of(cls, release_id: str, gates_PGN: FloatArray, prefix: IntArray) -> "PrefixKey":
-        """Return the key of a prefix under the first row of some gates."""
-        return cls(release_id, gates_PGN[0].tobytes(), prefix.astype("int64").tobytes())
+        """Return the key of a prefix under the first row of some gates.
+
+        Their last digits vary with the requests that the CRM scores in one batch: they are left
+        out.
+        """
+        gates = np.round(gates_PGN[0], GATE_DIGITS) + 0.0           # no -0
+        return cls(release_id, gates.tobytes(), prefix.astype(np.int64).tobytes())
 
 
 class PrefixCache:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from engine import artifacts, storage
-from engine.config import EngineConfig
+from engine.config import RETIRED, EngineConfig
 from engine.errors import ChecksumError, ReleaseError, ReleaseFormatError, ReleaseNotFoundError
 from engine.releases.manifest import (
     FORMAT_VERSION,
@@ -111,8 +111,11 @@ class Registry:
         version cannot read it.
         """
         uri = storage.join(self.folder(release_id), CONFIG)
+        values = _read_json(uri)
+        for section, name in RETIRED:
+            values.get(section, {}).pop(name, None)
         try:
-            return EngineConfig.model_validate(_read_json(uri))
+            return EngineConfig.model_validate(values)
         except ValidationError as error:
             raise ReleaseFormatError(f"{uri} is not of this version: {error}") from error
 

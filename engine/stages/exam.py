@@ -146,16 +146,22 @@ def _check_data(
     histories: Artifact, titles: Mapping[str, str], releases: Sequence[Examined]
 ) -> None:
     """Refuse releases and histories whose labels or items mean different things."""
+    label = histories.facts.get("label")
+    if label is None:
+        raise DataError(
+            f"{histories.uri} does not name its source.label: an older version wrote it; "
+            "import the data again"
+        )
     for each in releases:
         if each.config.source.label != releases[0].config.source.label:
             raise DataError(
                 f"releases {releases[0].release_id!r} and {each.release_id!r} differ in "
                 "source.label: their rows cannot be compared"
             )
-        if histories.facts["label"] != each.config.source.label.settings():
+        if label != each.config.source.label.settings():
             raise DataError(
-                f"the histories were imported with source.label {histories.facts['label']}, "
-                f"release {each.release_id!r} learned from {each.config.source.label.settings()}"
+                f"the histories were imported with source.label {label}, release "
+                f"{each.release_id!r} learned from {each.config.source.label.settings()}"
             )
         shared = each.titles.keys() & titles.keys()
         renamed = sum(each.titles[item_id] != titles[item_id] for item_id in shared)
@@ -219,7 +225,7 @@ def _write_partition(
         counts["unknown_items"] += sum(
             int((~is_known_I[slate.items]).sum()) for slate in slates
         )
-        if not rows:
+        if not asked:
             continue
         for kept, liked in asked:
             pairs.append((user_id, kept))
@@ -239,7 +245,7 @@ def _write_partition(
 
 def known_rows(slate: Slate, is_known_I: npt.NDArray[np.bool_]) -> Slate:
     """Return the slate's rows of known items. Drawn negatives are as many for each positive as
-    before: those of a positive that goes, go with it.
+    before: with a positive go those that have its time.
     """
     is_kept = is_known_I[slate.items].copy()
     for kind in (FeedbackKind.REPEAT, FeedbackKind.NEW):
@@ -247,7 +253,10 @@ def known_rows(slate: Slate, is_known_I: npt.NDArray[np.bool_]) -> Slate:
         negatives = np.flatnonzero((slate.kinds == kind) & (slate.labels == 0))
         if len(negatives):
             share = is_kept[is_positive].sum() / is_positive.sum()
-            is_kept[negatives[round(share * len(negatives)) :]] = False
+            gone_s = slate.timestamps_s[is_positive & ~is_kept]
+            is_theirs = np.isin(slate.timestamps_s[negatives], gone_s)
+            own_first = negatives[np.argsort(is_theirs, kind="stable")]
+            is_kept[own_first[round(share * len(negatives)) :]] = False
     return _rows(slate, is_kept)
 
 

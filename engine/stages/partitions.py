@@ -103,10 +103,12 @@ def _tell_of_a_wait(num_cpus: float, use_gpu: bool) -> None:
         if time.monotonic() > end_s:
             break
         time.sleep(0.2)
+    total = ray.cluster_resources()
     claims = ", ".join(
-        f"{wanted[name]:g} {name} ({free.get(name, 0.0):g} free)" for name in lacking
+        f"{wanted[name]:g} {name} ({free.get(name, 0.0):g} free of {total.get(name, 0.0):g})"
+        for name in lacking
     )
-    log.warning("waiting for %s: an endpoint or another job in this Ray holds the rest", claims)
+    log.warning("waiting for %s: what is not free, an endpoint or another job holds", claims)
 
 
 def _has_gpu() -> bool:

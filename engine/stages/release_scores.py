@@ -26,7 +26,7 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import ServingConfig
 from engine.data.schema import EXAM_SCORES, RANKED_LISTS, histories_of, part_name
-from engine.errors import PromptError
+from engine.errors import DataError, PromptError
 from engine.metrics.ranking import DEPTH
 from engine.models.base import worker_dtype
 from engine.models.crm_examples import UserSlates, score_slates
@@ -92,6 +92,11 @@ def _write(
         modes.update(user["modes"])
         if user["slates"]:
             slates[user["user_id"]] = user["slates"]
+    if not slates:
+        raise DataError(
+            f"release {sitting.release_id!r}: no prompt fits in prompt.max_tokens in any of the "
+            f"{totals['unread_slates']} slates of the sample: there is nothing to measure"
+        )
     _write_gates(uri, [slate for user_id in sorted(slates) for slate in slates[user_id]])
     return {
         **{name: totals[name] for name in ("rows", "lists", "unread_slates")},
@@ -182,7 +187,7 @@ class _Examinee:
         lists: list[dict[str, Any]] = []
         for user_id, history, questions in self._users(part):
             asked = [each for each in questions if len(each.items)]
-            crm = self._score_crm(user_id, history, asked)
+            crm = self._score_crm(user_id, history, asked) if asked else []
             llm: Sequence[FloatArray | None] = [None] * len(asked)
             gates: list[dict[str, Any]] = []
             ranked: list[dict[str, Any]] = []

@@ -182,6 +182,18 @@ def test_what_may_not_be_drawn_is_no_negative_of_any_kind(
         assert not barred & set(slate.items[slate.labels == 0].tolist())
 
 
+def test_a_repeat_that_may_not_be_drawn_stays_without_negatives() -> None:
+    """Whoever asked for it leaves it out: an exam looks for it in lists."""
+    history, config = _history([(1, 4), (90, 4)]), SlateConfig()
+    for is_allowed, labels, dropped in ((True, [], 1), (False, [1], 0)):
+        sampler = _sampler(config).among(np.full(NUM_ITEMS + 1, is_allowed))
+        builder = ImplicitSlates(history, TIMELINE, config, sampler, user_generator(3, "u"))
+        found = [label for slate in builder if slate.timestamps_s[0] == 90
+                 for label in slate.labels.tolist()]
+        assert found == labels
+        assert builder.dropped == dropped
+
+
 def test_a_draw_gives_all_that_is_left_when_it_is_less() -> None:
     rng = np.random.default_rng(0)
     excluded = set(range(1, NUM_ITEMS + 1)) - {4, 7}

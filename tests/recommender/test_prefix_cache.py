@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from engine.models.attention import PrefixStates
 from engine.recommender.language import Reading, score_readings
 from engine.recommender.prefix_cache import PrefixCache, PrefixKey
+from engine.recommender.ranking import rank
 from engine.recommender.release import LoadedRelease, load_release
 from engine.types import FloatArray, SlatePrompt
+from tests.recommender.test_ranking import task_of
 from tests.tiny_release import TinyWorld
 
 
@@ -87,6 +89,30 @@ def test_a_second_request_reads_no_prefix_and_has_the_same_logits(
     assert cache.hits == 1
     np.testing.assert_allclose(first, plain, atol=1e-5)
     np.testing.assert_allclose(second, plain, atol=1e-5)
+
+
+def test_a_users_second_request_finds_the_prefix_whoever_asks_beside(
+    world: TinyWorld, release: LoadedRelease
+) -> None:
+    """The CRM scores a batch in one pass, and its last digits vary with the company."""
+    cache = PrefixCache(10**7)
+    mine, others = task_of(world, 1), [task_of(world, place) for place in range(2, 6)]
+    [alone] = rank(release, [mine], cache)
+    assert (cache.hits, cache.misses) == (0, 1)
+    together = rank(release, [*others, mine], cache)
+    assert (cache.hits, cache.misses) == (1, 1 + len(others))
+    assert [item.item_id for item in together[-1].items] == [item.item_id for item in alone.items]
+
+
+def test_the_last_digits_of_gates_do_not_tell_mixes_apart(
+    two: tuple[LoadedRelease, LoadedRelease]
+) -> None:
+    [gates], [prompt] = reading(two[0]).gates, reading(two[0]).prompts
+    noisy = np.nextafter(gates, np.float32(1))
+    assert (noisy != gates).all()
+    assert PrefixKey.of("r", noisy, prompt.prefix) == PrefixKey.of("r", gates, prompt.prefix)
+    moved = gates + np.float32(0.001)
+    assert PrefixKey.of("r", moved, prompt.prefix) != PrefixKey.of("r", gates, prompt.prefix)
 
 
 @pytest.mark.parametrize("part", ["release_id", "gates", "tokens"])

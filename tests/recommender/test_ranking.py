@@ -109,6 +109,18 @@ def test_runs_are_full_and_lose_nothing(sizes: list[int], limit: int) -> None:
     assert all(sum(sizes[one]) + sizes[other.start] > limit for one, other in pairwise(spans))
 
 
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_padded_runs_count_every_place_as_the_longest(sizes: list[int], limit: int) -> None:
+    spans = list(runs(sizes, limit, padded=True))
+    assert [size for span in spans for size in sizes[span]] == sizes
+    for span in spans:
+        run = sizes[span]
+        assert len(run) * max(run) <= limit or len(run) == 1
+    for one, other in pairwise(spans):
+        longer = [*sizes[one], sizes[other.start]]
+        assert len(longer) * max(longer) > limit
+
+
 def test_without_the_language_model_the_crm_orders(
     world: TinyWorld, release: LoadedRelease
 ) -> None:

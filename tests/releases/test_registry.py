@@ -66,6 +66,14 @@ def test_a_release_holds_its_files_config_and_facts(
     assert manifest.facts.metrics == {"test/auc": 0.75}
 
 
+def test_a_release_that_names_a_setting_that_is_gone_is_read(
+    registry: Registry, files: dict[str, str]
+) -> None:
+    config = {"base_model": {"attention": "sdpa", "dtype": "float32"}}
+    registry.publish("older", files, {**FACTS, "config": config})
+    assert registry.read_config("older").base_model.dtype == "float32"
+
+
 def test_a_config_of_another_version_is_refused_by_name(
     registry: Registry, files: dict[str, str]
 ) -> None:

@@ -110,7 +110,8 @@ def test_parts_and_actors_change_no_answer(
     (["--actors", "0"], "num_actors: 0"),
     (["--release", "absent"], "absent"),
     (["--release", ""], "release id ''"),
-    (["--users", "absent.txt"], "absent.txt"),
+    (["--users", "absent.txt"], "no file of user ids at 'absent.txt'"),
+    (["--users", "."], "no file of user ids at '.'"),
     (["--field", "genres"], "NAME=VALUE"),
     (["--field", "colour=red"], "no item field 'colour'"),
 ])

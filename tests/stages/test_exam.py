@@ -194,15 +194,46 @@ def test_negatives_go_with_the_positive_that_a_release_does_not_know() -> None:
     rows = [(1, 1, new), (5, 0, new), (2, 1, new), (6, 0, new), (7, 0, new), (8, 0, new),
             (3, 1, repeat), (4, 0, repeat)]
     columns = [np.array(column) for column in zip(*rows, strict=True)]
-    slate = Slate(0, 3, 4, *columns, np.arange(8), np.arange(8))
+    times_s = np.array([0, 5, 5, 0, 5, 0, 9, 9])
+    slate = Slate(0, 3, 4, *columns, times_s, np.arange(8))
     is_known_I = np.ones(9, bool)
     assert known_rows(slate, is_known_I).items.tolist() == slate.items.tolist()
     is_known_I[2] = False
     kept = known_rows(slate, is_known_I)
-    assert kept.items.tolist() == [1, 5, 6, 3, 4]
-    assert kept.timestamps_s.tolist() == [0, 1, 3, 6, 7]
+    assert kept.items.tolist() == [1, 6, 8, 3, 4]       # 5 and 7 have the time of 2
+    assert kept.timestamps_s.tolist() == [0, 0, 0, 9, 9]
     is_known_I[[1, 3]] = False
     assert known_rows(slate, is_known_I).items.tolist() == []
+
+
+def test_histories_that_do_not_name_their_label_are_refused(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    release = examined(histories)
+    period = unseen_period(histories, [release])
+    older = replace(histories, facts={"users": 3})
+    with pytest.raises(DataError, match=r"does not name its source\.label"):
+        set_exam(str(tmp_path), older, [release], period, llm_rows=9)
+
+
+def test_a_user_of_unknown_items_alone_is_asked_about_in_lists(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    release = examined(histories)
+    period = unseen_period(histories, [release])
+    asked = [event for event in events_of(histories) if event[1] >= period.start_s]
+    user = min({event[0] for event in asked}, key=lambda u: sum(e[0] == u for e in asked))
+    ids = storage.read_table(histories.path("items.parquet"))["item_id"].to_pylist()
+    theirs = {ids[item - 1] for who, _, item, _ in asked if who == user}
+    older = replace(release, release_id="r0", titles={
+        item_id: title for item_id, title in release.titles.items() if item_id not in theirs
+    })
+    exam = set_exam(str(tmp_path), histories, [release, older], period, llm_rows=10_000)
+    slates = [slate for slate in slates_of(exam) if slate["user_id"] == user]
+    liked = [item for who, _, item, label in asked if who == user and label == 1]
+    assert liked
+    assert sorted(item for slate in slates for item in slate["unknown_liked"]) == sorted(liked)
+    assert all(slate["items"] == [] for slate in slates)
 
 
 def test_a_rating_of_a_known_item_stays_whatever_else_goes() -> None:

@@ -1,5 +1,6 @@
 """Two releases' answers, by hand: which is subtracted from which, and on what rows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.data.schema import EXAM_SCORES, RANKED_LISTS, part_name
-from engine.errors import ArtifactError
+from engine.errors import ArtifactError, DataError
 from engine.models.fusion import IDENTITY, Fusion
 from engine.stages.exam_report import Answers, Settings, examine
 from engine.types import FeedbackKind
@@ -31,8 +32,11 @@ def exam(tmp_path: Path) -> Artifact:
     return artifacts.make(str(tmp_path), "exam", {}, [], write)
 
 
-def answers(root: Path, name: str, sign: float, unread: tuple[str, ...] = (), **change: Any) -> Any:
-    """Return a release whose logits say the label (sign 1), its contrary (-1), or nothing (0)."""
+def answers(
+    root: Path, name: str, sign: float, *, unread: tuple[str, ...] = (), had: Sequence[int] = (),
+    **change: Any,
+) -> Any:
+    """Return a release whose logits say the label (sign 1) or its contrary (-1)."""
     rows = [
         {
             "user_id": user, "slate_id": slate, "item": 1 + place, "label": label,
@@ -48,7 +52,7 @@ def answers(root: Path, name: str, sign: float, unread: tuple[str, ...] = (), **
         {"user_id": user, "slate_id": slate, "history_length": 3, "user_events": 5, "idle_s": 60,
          "liked": [1, 4],
          "kinds": [int(FeedbackKind.EXPLICIT)] * 2,
-         **dict.fromkeys(("full", "crm"), found), "popular": [4, 7], "history": []}
+         **dict.fromkeys(("full", "crm"), found), "popular": [4, 7], "history": had}
         for slate, user in SLATES.items()
     ]
 
@@ -100,6 +104,24 @@ def test_the_language_models_are_compared_where_both_could_read(
     [alone] = examine(exam, [one], SETTINGS)["releases"]
     assert [table["num_rows"] for table in alone["tables"]
             if (table["rows"], table["slice"]) == ("sample", "all")] == [12]
+
+
+def test_releases_that_read_no_slate_in_common_are_not_compared(
+    exam: Artifact, tmp_path: Path
+) -> None:
+    one = answers(tmp_path, "one", 1, unread=("u:0", "u:4"))
+    two = answers(tmp_path, "two", 1, unread=("v:0", "w:0"))
+    with pytest.raises(DataError, match="no slate of the sample was read"):
+        examine(exam, [one, two], SETTINGS)
+
+
+def test_a_list_that_one_release_alone_has_is_left_out_of_the_difference(
+    exam: Artifact, tmp_path: Path
+) -> None:
+    one, two = answers(tmp_path, "one", 1, had=[1, 2]), answers(tmp_path, "two", -1)
+    for first, second in ((one, two), (two, one)):
+        difference = examine(exam, [first, second], SETTINGS)["difference"]
+        assert {each["list"] for each in difference["rankings"]} == {"full", "crm", "popular"}
 
 
 def test_answers_to_other_rows_are_not_compared(exam: Artifact, tmp_path: Path) -> None:

@@ -83,4 +83,4 @@ def test_what_actors_wait_for_is_said(
         assert not caplog.records
         monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
         partitions._tell_of_a_wait(1, use_gpu=True)
-    assert "waiting for 1 CPU (0.5 free), 1 GPU (0 free)" in caplog.text
+    assert "waiting for 1 CPU (0.5 free of 3), 1 GPU (0 free of 0)" in caplog.text

@@ -12,7 +12,7 @@ from engine.artifacts import Artifact
 from engine.config import ServingConfig
 from engine.data.schema import part_name, users_schema
 from engine.data.splits import write_timeline
-from engine.errors import PromptError
+from engine.errors import DataError, PromptError
 from engine.recommender.candidates import Filters
 from engine.recommender.release import load_release
 from engine.stages import release_scores
@@ -177,6 +177,16 @@ def test_a_slate_without_a_prompt_that_fits_is_answered_by_the_crm(
     assert unread == {first}
     assert all(row["crm_logit"] is not None for row in table)
     assert first not in {slate["slate_id"] for user in users for slate in user["slates"]}
+
+
+def test_a_sample_without_any_prompt_that_fits_is_an_error_that_says_so(
+    world: TinyWorld, exam: Artifact, histories: Artifact, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unread = {"user_id": "u", "rows": 4, "lists": 0, "modes": [], "slates": [], "unread_slates": 2}
+    monkeypatch.setattr(release_scores, "map_with_actors", lambda *_, **__: iter([unread]))
+    with pytest.raises(DataError, match=r"no prompt fits in prompt\.max_tokens in any of the 2"):
+        sit_exam(str(tmp_path), exam, histories, sitting_of(world))
 
 
 def test_answers_in_another_type_of_weights_are_others(
