@@ -65,15 +65,15 @@ def read_examined(registry: Registry, release_id: str) -> Examined:
     if not facts.data_window:
         raise ReleaseError(f"release {release_id!r} does not say what time it learned from")
     folder = registry.folder(release_id)
-    catalogue = storage.read_table(storage.join(folder, "catalogue.parquet"))
     return Examined(
         release_id, registry.read_config(release_id), Timeline(**facts.data_window),
-        titles_of(catalogue),
+        read_titles(storage.join(folder, "catalogue.parquet")),
     )
 
 
-def titles_of(catalogue: pa.Table) -> dict[str, str]:
-    """Return the title of every item, by its id."""
+def read_titles(uri: str) -> dict[str, str]:
+    """Return the title of every item of a catalogue's file, by its id."""
+    catalogue = storage.read_table(uri, ["item_id", "title"])
     columns = (catalogue[name].to_pylist() for name in ("item_id", "title"))
     return dict(zip(*columns, strict=True))
 
@@ -104,7 +104,7 @@ def set_exam(
     it, or the histories are of other data or labels than the releases.
     """
     _check_period(period, releases)
-    titles = titles_of(storage.read_table(histories.path("items.parquet")))
+    titles = read_titles(histories.path("items.parquet"))
     _check_data(histories, titles, releases)
     first = releases[0]
     timeline = Timeline(
@@ -247,7 +247,7 @@ def known_rows(slate: Slate, is_known_I: npt.NDArray[np.bool_]) -> Slate:
     """Return the slate's rows of known items. Drawn negatives are as many for each positive as
     before: with a positive go those that have its time.
     """
-    is_kept = is_known_I[slate.items].copy()
+    is_kept = is_known_I[slate.items]
     for kind in (FeedbackKind.REPEAT, FeedbackKind.NEW):
         is_positive = (slate.kinds == kind) & (slate.labels == 1)
         negatives = np.flatnonzero((slate.kinds == kind) & (slate.labels == 0))

@@ -319,15 +319,16 @@ def queries_of(lists: pa.Table) -> dict[tuple[str, str, str], Queries]:
     are any: each kind for all users, and each slice for all liked items.
     """
     found: dict[tuple[str, str, str], Queries] = {}
+    users = np.array(lists["user_id"].to_pylist())
+    ranked_of = {
+        name: [np.array(each, np.int64) for each in lists[name].to_pylist()] for name in LISTS
+    }
     for group, (part, wanted) in _groups(lists).items():
         places = [place for place, items in enumerate(wanted) if part[place] and len(items)]
-        if not places:
-            continue
-        users = np.array(lists["user_id"].to_pylist())[places]
-        for column in LISTS:
-            ranked = [np.array(each, np.int64) for each in lists[column].take(places).to_pylist()]
+        for name, of_all in ranked_of.items():
+            ranked = _take(of_all, places)
             if any(len(each) for each in ranked):
-                found[*group, column] = Queries.of(users, ranked, _take(wanted, places))
+                found[*group, name] = Queries.of(users[places], ranked, _take(wanted, places))
     return found
 
 

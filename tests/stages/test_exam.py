@@ -21,8 +21,8 @@ from engine.stages.exam import (
     Period,
     known_rows,
     read_examined,
+    read_titles,
     set_exam,
-    titles_of,
     unseen_period,
 )
 from engine.stages.exam_report import queries_of, slices_of
@@ -49,7 +49,7 @@ def config_of(path: str, **sections: Any) -> EngineConfig:
 
 
 def examined(histories: Artifact, name: str = "r1", without: str = "", **source: Any) -> Examined:
-    titles = titles_of(storage.read_table(histories.path("items.parquet")))
+    titles = read_titles(histories.path("items.parquet"))
     titles.pop(without, None)
     return Examined(
         name, config_of("in", source=source), read_timeline(histories.path("timeline.json")), titles

@@ -16,7 +16,7 @@ from engine.errors import DataError, PromptError
 from engine.recommender.candidates import Filters
 from engine.recommender.release import load_release
 from engine.stages import release_scores
-from engine.stages.exam import Examined, set_exam, titles_of, unseen_period
+from engine.stages.exam import Examined, read_titles, set_exam, unseen_period
 from engine.stages.recommendations import Ask, recommend_batch
 from engine.stages.release_scores import Sitting, sit_exam
 from engine.state.database import open_database
@@ -63,7 +63,7 @@ def timeline_of(world: TinyWorld) -> Timeline:
 @pytest.fixture(scope="module")
 def exam(world: TinyWorld, histories: Artifact, ray_local: str) -> Artifact:
     """Return an exam about all items but one, which an older release lacks."""
-    titles = titles_of(world.catalogue.to_table())
+    titles = read_titles(histories.path("items.parquet"))
     newest = Examined("r1", world.config(), timeline_of(world), titles)
     older = replace(newest, titles={
         item_id: title for item_id, title in titles.items() if item_id != missing_id(world)
