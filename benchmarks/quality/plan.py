@@ -25,12 +25,10 @@ class Plan(Section):
     """Dotted names that differ from it, for every row."""
     candidate_overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted names that differ in candidate scope, where equal labels cost several times more."""
-    rates: tuple[float, ...] = (1.0,)
-    """Learning rates of bank and gates that the rows of `tuned` try with the first seed, as
-    multiples of the configured ones; the best validation AUC wins."""
-    tuned: tuple[str, ...] = ()
-    """Rows that try every rate. The other banks take the rate of the first bank among them, the
-    other LoRAs that of the first LoRA, or the first rate if there is none."""
+    rates: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Learning rates of bank and gates that a row tries with the first seed, as multiples of the
+    configured ones; the best validation AUC wins. Banks that are not named take the rate of the
+    first bank that is, LoRAs that of the first LoRA, or the configured one if there is none."""
     seeds: tuple[int, ...] = (1,)
     """Initial weights and batch orders of each row; the sample stays the same."""
     rows: tuple[str, ...]
@@ -79,9 +77,12 @@ def read_plan(path: str) -> Plan:
     unknown = [name for name in plan.once if name not in plan.rows]
     if unknown:
         raise ConfigError(f"plan {path!r} trains {unknown} once; its rows are {list(plan.rows)}")
-    unknown = [name for name in plan.tuned if name not in plan.rows]
+    unknown = [name for name in plan.rates if name not in plan.rows]
     if unknown:
-        raise ConfigError(f"plan {path!r} tunes {unknown}; its rows are {list(plan.rows)}")
+        raise ConfigError(f"plan {path!r} has rates of {unknown}; its rows are {list(plan.rows)}")
+    empty = [name for name, rates in plan.rates.items() if not rates or min(rates) <= 0]
+    if empty:
+        raise ConfigError(f"plan {path!r}: the rates of {empty} must be one or more numbers > 0")
     unknown = [name for name in plan.references if name not in REFERENCES]
     if unknown:
         raise ConfigError(f"plan {path!r} names references {unknown}; there are {REFERENCES}")

@@ -65,20 +65,23 @@ class Bench:
     def best_rate(self, name: str) -> float:
         """Return the multiple of the learning rates with the best validation AUC.
 
-        It is that of the row itself, or else of the first tuned row of its kind.
+        It is that of the row itself, or else of the first row of its kind that tries some.
         """
-        tuned = self._tuned_row(name)
-        if tuned is None:
-            return self.plan.rates[0]
-        done = self.done(tuned, self.plan.seeds[0])
+        chooser, rates = self._rates(name)
+        if len(rates) == 1:
+            return rates[0]
+        done = self.done(chooser, self.plan.seeds[0])
         if done is not None:
             return float(done["rate"])
-        aucs = self.validation_aucs(tuned)
+        aucs = self.validation_aucs(chooser)
         return max(aucs, key=lambda rate: aucs[rate])
 
-    def _tuned_row(self, name: str) -> str | None:
-        kind = [each for each in self.plan.tuned if ROWS[each].is_bank == ROWS[name].is_bank]
-        return name if name in kind else next(iter(kind), None)
+    def _rates(self, name: str) -> tuple[str, tuple[float, ...]]:
+        """Return the row whose choice this row takes, and what that row chooses from."""
+        tried = self.plan.rates
+        kind = (each for each in tried if ROWS[each].is_bank == ROWS[name].is_bank)
+        chooser = name if name in tried else next(kind, name)
+        return chooser, tried.get(chooser, (1.0,))
 
     def done(self, name: str, seed: int) -> dict[str, Any] | None:
         """Return the JSON of a row that was trained under these settings, here or elsewhere."""
@@ -89,7 +92,7 @@ class Bench:
         """Return a digest of what a row is trained and measured with, seed and rate left out."""
         row, plan = ROWS[name], self.plan
         how = [settings_here(plan.row_config(row)), row.in_sample_crm, row.equal_size, row.budget,
-               plan.rates if self._tuned_row(name) else plan.rates[:1]]
+               self._rates(name)]
         return storage.sha256(storage.dump_json(how))[:12]
 
     def ground_digest(self) -> str:
@@ -103,9 +106,9 @@ class Bench:
         return asked_rows(self.ground.slates, prompts, self.ground.training_events())
 
     def validation_aucs(self, name: str) -> dict[float, float]:
-        """Return the validation AUC of each rate with the first seed."""
+        """Return the validation AUC of each rate that the row tries, with the first seed."""
         found = {}
-        for rate in self.plan.rates:
+        for rate in self.plan.rates[name]:
             sample = read_sample(self.validate(name, rate)[2], Window.VALIDATION)
             found[rate] = ctr.auc(sample.rows.labels_N, sample.scores["llm_logit"])
         return found
@@ -206,7 +209,7 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
         **training_of(bench.plan.row_config(row), manifest), "rate": bench.best_rate(name),
         "tuning": {
             str(rate): auc for rate, auc in bench.validation_aucs(name).items()
-        } if name in bench.plan.tuned else {},
+        } if name in bench.plan.rates else {},
         "trainable_parameters": parameters_of(trained.bank) | (
             {} if row.is_routed else {"gates": 0}
         ),

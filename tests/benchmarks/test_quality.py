@@ -58,7 +58,9 @@ def test_every_row_of_every_plan_is_a_valid_configuration(
     ("title: x", "config"),
     ("{title: x, config: y, rows: [bank-none]}", "bank-none"),
     ("{title: x, config: y, rows: [lora-8], once: [lora-64]}", "lora-64"),
-    ("{title: x, config: y, rows: [lora-8], tuned: [lora-64]}", "lora-64"),
+    ("{title: x, config: y, rows: [lora-8], rates: {lora-64: [1]}}", "lora-64"),
+    ("{title: x, config: y, rows: [lora-8], rates: {lora-8: []}}", "lora-8.*one or more"),
+    ("{title: x, config: y, rows: [lora-8], rates: {lora-8: [1, 0]}}", "lora-8.*> 0"),
     ("[", "plan"),
 ])
 def test_a_wrong_plan_is_an_error_that_names_it(tmp_path: Path, text: str, message: str) -> None:
@@ -151,19 +153,34 @@ def test_only_what_has_no_file_of_the_same_settings_is_made_and_rows_come_first(
     assert left(changed) == every
 
 
-def test_a_row_takes_the_rate_of_the_tuned_row_of_its_kind(
+def test_a_row_takes_the_rate_that_it_or_the_first_of_its_kind_chose(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(REPO)
     plan = read_plan(str(REPO / "benchmarks/quality/ml-100k.yaml"))
-    plan = plan.model_copy(update={"rates": (1.0, 0.25), "tuned": ("bank-user", "lora-64")})
+    rates = dict.fromkeys(("bank-user", "bank-uniform", "lora-64"), (1.0, 0.25))
+    plan = plan.model_copy(update={"rates": rates})
     bench = FakeBench(plan, Results(tmp_path), "")
-    aucs = {"bank-user": {1.0: 0.6, 0.25: 0.5}, "lora-64": {1.0: 0.5, 0.25: 0.6}}
+    aucs = {"bank-user": {1.0: 0.6, 0.25: 0.5}, "bank-uniform": {1.0: 0.5, 0.25: 0.6},
+            "lora-64": {1.0: 0.5, 0.25: 0.6}}
     monkeypatch.setattr(bench, "validation_aucs", aucs.__getitem__)
-    expected = {"bank-user": 1, "bank-uniform": 1, "lora-64": 0.25, "lora-8": 0.25}
+    expected = {"bank-user": 1, "bank-uniform": 0.25, "bank-hybrid": 1, "lora-64": 0.25,
+                "lora-8": 0.25}
     assert {name: bench.best_rate(name) for name in expected} == expected
-    untuned = FakeBench(plan.model_copy(update={"tuned": ()}), Results(tmp_path), "")
-    assert untuned.best_rate("lora-8") == 1
+
+    def alone(rates: dict[str, tuple[float, ...]]) -> FakeBench:
+        return FakeBench(plan.model_copy(update={"rates": rates}), Results(tmp_path), "")
+
+    assert alone({}).best_rate("lora-8") == 1
+    given = alone({"bank-user": (0.25,)})       # one rate is no choice: nothing is trained for it
+    assert given.best_rate("bank-hybrid") == 0.25
+    assert given.best_rate("lora-8") == 1
+    one = given.settings_digest("lora-8")
+    assert alone({"lora-64": (1.0,)}).settings_digest("lora-8") != one
+    assert alone({"bank-user": (0.5,)}).settings_digest("lora-8") == one
+    assert alone({"bank-user": (0.5,)}).settings_digest("bank-hybrid") != given.settings_digest(
+        "bank-hybrid"
+    )
 
 
 def test_every_row_is_trained_before_any_row_twice() -> None:
