@@ -5,9 +5,11 @@ descriptions below.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -46,6 +48,16 @@ class RunConfig(Section):
     """Seed of every draw: samples, negatives, initial weights, batch order."""
     promote: bool = Field(default=True)
     """Whether a finished release becomes the live one."""
+    state: str | None = Field(default=None)
+    """Database URL of the service whose deleted users no import takes up; None: there is none.
+    Releases keep their settings, so a password belongs into `PGPASSWORD` or `~/.pgpass`."""
+
+    @field_validator("state")
+    @classmethod
+    def _has_no_password(cls, state: str | None) -> str | None:
+        if state is not None and urlsplit(state).password is not None:
+            raise ValueError("must not hold a password; use PGPASSWORD or ~/.pgpass")
+        return state
 
 
 class ColumnsConfig(Section):
@@ -527,9 +539,16 @@ def database_at_home(url: str) -> str:
     return prefix + at_home(url.removeprefix(prefix)) if url.startswith(prefix) else url
 
 
+def _shown(value: object) -> str:
+    """Return the beginning of a value for a message, the password of a URL left out."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", repr(value))[:80]
+
+
 def _at_home(values: dict[str, Any]) -> dict[str, Any]:
     for section, name in PATHS:
         values[section][name] = at_home(values[section][name])
+    if values["run"]["state"] is not None:
+        values["run"]["state"] = database_at_home(values["run"]["state"])
     model = at_home(values["base_model"]["name"])
     if Path(model).is_dir():                    # else a name of the cache or of Hugging Face
         values["base_model"]["name"] = model
@@ -564,7 +583,7 @@ def load_config(path: str, overrides: dict[str, Any] | None = None) -> EngineCon
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']} "
-            f"(got {fault['input']!r:.80})"
+            f"(got {_shown(fault['input'])})"
             for fault in error.errors()
         )
         raise ConfigError(f"config {path!r}: {faults}") from error

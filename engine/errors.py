@@ -13,6 +13,8 @@ EngineError
   UnknownItemError      LookupError    no item has this id
   UnknownUserError      LookupError    no user has this id
   RequestError          ValueError     an HTTP request asks for something that is not allowed
+  UnknownKeyError       PermissionError  an HTTP request needs a key that the service knows
+  ForbiddenError        PermissionError  an HTTP request's key is not good for what it asks
 """
 
 
@@ -66,3 +68,11 @@ class UnknownUserError(EngineError, LookupError):
 
 class RequestError(EngineError, ValueError):
     """A request asks for something that is not allowed."""
+
+
+class UnknownKeyError(EngineError, PermissionError):
+    """A request has no key, or one that the service does not know."""
+
+
+class ForbiddenError(EngineError, PermissionError):
+    """A request's key is not good for what it asks."""

@@ -103,6 +103,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": {"system": "{noun.size}"}}, r"prompt\.system", "noun, positive and negative"),
     ({"prompt": {"system": "{"}}, r"prompt\.system", "doubled"),
     ({"adapters": {"learn": "residuals", "loss": "vocabulary"}}, r"adapters\.learn", "vocabulary"),
+    ({"run": {"state": "postgresql://ann:secret@h/db"}}, r"run\.state.*PGPASSWORD",
+     r"ann:\*\*\*@h/db"),
     ({"run": None}, "run", "got None"),
     ({"run": 3}, "run", "got 3"),
 ]

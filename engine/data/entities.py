@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.data.deletions import Deletions
 from engine.data.interactions import user_column
 from engine.data.layouts import Entities, FieldSource
 from engine.data.schema import QUARANTINE, items_schema, users_schema
@@ -30,10 +31,13 @@ def read_items(
 
 
 def read_users(
-    entities: Entities, fields: tuple[str, ...], chunk_rows: int
+    entities: Entities, fields: tuple[str, ...], chunk_rows: int, deletions: Deletions
 ) -> tuple[pa.Table, pa.Table]:
-    """Return the profiles in order of user id, and the quarantined rows."""
-    rows, refused = _read(entities, chunk_rows)
+    """Return the profiles in order of user id, and the quarantined rows; deleted users in neither.
+
+    A profile does not tell when it was written, so it goes even if the user came back.
+    """
+    rows, refused = _read(entities, chunk_rows, skipped=deletions.user_ids)
     values = [{"user_id": user_id, **row} for user_id, row in sorted(rows.items())]
     return pa.Table.from_pylist(values, schema=users_schema(fields)), refused
 
@@ -62,9 +66,12 @@ def items_without_file(item_ids: Iterable[str], fields: tuple[str, ...]) -> pa.T
 
 
 def _read(
-    entities: Entities, chunk_rows: int
+    entities: Entities, chunk_rows: int, skipped: pa.Array | None = None
 ) -> tuple[dict[str, dict[str, tuple[str, ...]]], pa.Table]:
-    """Return the fields by id, the first row of an id winning, and the quarantined rows."""
+    """Return the fields by id, the first row of an id winning, and the quarantined rows.
+
+    Rows of the ids `skipped` are in neither.
+    """
     sources: dict[str, FieldSource] = dict(entities.fields)
     if "title" not in sources:
         sources["title"] = entities.title or FieldSource(entities.id_column, lambda cell: ())
@@ -72,6 +79,9 @@ def _read(
     known: dict[str, dict[str, tuple[str, ...]]] = {}
     refused = []
     for chunk in entities.table.chunks(names, chunk_rows):
+        if skipped is not None:
+            trimmed = pc.utf8_trim_whitespace(chunk[entities.id_column])
+            chunk = chunk.filter(pc.invert(pc.is_in(trimmed, skipped)))
         texts = {name: pc.fill_null(chunk[name], "").to_pylist() for name in names}
         ids = [text.strip() for text in texts[entities.id_column]]
         for row, (key, fault) in enumerate(zip(ids, chunk["fault"].to_pylist(), strict=True)):

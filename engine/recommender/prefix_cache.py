@@ -60,6 +60,11 @@ class PrefixCache:
             self.misses += found is None
             return found
 
+    def clear(self) -> None:
+        """Forget all prefixes."""
+        with self._lock:
+            self._states.clear()
+
     def put(self, key: PrefixKey, states: PrefixStates) -> None:
         """Keep states; older ones make room. What is larger than the budget is not kept."""
         with self._lock:

@@ -12,9 +12,11 @@ from starlette.exceptions import HTTPException
 
 from engine.errors import (
     EngineError,
+    ForbiddenError,
     ReleaseError,
     RequestError,
     UnknownItemError,
+    UnknownKeyError,
     UnknownUserError,
 )
 from engine.serving.schemas import ErrorAnswer
@@ -22,18 +24,19 @@ from engine.serving.schemas import ErrorAnswer
 log = logging.getLogger(__name__)
 
 STATUS: dict[type[EngineError], int] = {
-    UnknownItemError: 404, UnknownUserError: 404, RequestError: 422, ReleaseError: 503,
+    UnknownKeyError: 401, ForbiddenError: 403, UnknownItemError: 404, UnknownUserError: 404,
+    RequestError: 422, ReleaseError: 503,
 }
-RETRY_AFTER_S = 1
+_LATER = {"Retry-After": "1"}
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: _LATER, 503: _LATER}
 
 
 def answer_error(
     status: int, error: str, message: str, fields: list[str] | None = None
 ) -> JSONResponse:
-    """Return an error body; one that may be tried again says when."""
+    """Return an error body; headers say when to try again, or that a key is missing."""
     body = ErrorAnswer(error=error, message=message, fields=fields or [])
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
-    return JSONResponse(body.model_dump(), status, headers)
+    return JSONResponse(body.model_dump(), status, HEADERS.get(status))
 
 
 def install(api: FastAPI) -> None:

@@ -7,17 +7,22 @@ the module as it is by then.
 import time
 from typing import Annotated
 
-from fastapi import FastAPI, Path, Query, Response
+from fastapi import Depends, FastAPI, Path, Query, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from engine.config import ServingConfig
 from engine.recommender import lookup
 from engine.serving import checks, faults
+from engine.serving.access import Access, Right
 from engine.serving.agreement import Handle, no_release, rank_by_one_release
 from engine.serving.releases import ReplicaState, Unavailable
 from engine.serving.retriever import SentEvent
 from engine.serving.schemas import (
     ERRORS,
+    MAX_BODY_BYTES,
+    DeletionAnswer,
     EventAnswer,
     EventsAnswer,
     EventsRequest,
@@ -38,12 +43,30 @@ from engine.serving.schemas import (
 api = FastAPI(
     title="Lifelora", responses=ERRORS,
     description="Recommendations by one shared language model and a mix of adapters per user.",
+    max_body_size=MAX_BODY_BYTES,
 )
 faults.install(api)
 
-STATE_TIMEOUT_S = 5.0
+BROADCAST_TIMEOUT_S = 5.0
 UserId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Key = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Depends(HTTPBearer(auto_error=False, description="a key of the service, if it has keys")),
+]
+
+
+def listening_hosts() -> list[str]:
+    """Return the addresses on which Serve's proxies listen; gRPC ones listen on all."""
+    client = _get_global_client()
+    details = {} if client is None else client.get_serve_details()
+    http, grpc = details.get("http_options") or {}, details.get("grpc_options") or {}
+    hosts = [http["host"]] if http.get("host") else []
+    return [*hosts, "0.0.0.0"] if grpc.get("grpc_servicer_functions") else hosts
+
+
+def _text(key: HTTPAuthorizationCredentials | None) -> str | None:
+    return None if key is None else key.credentials
 
 
 @serve.deployment(name="Ingress", max_ongoing_requests=100)
@@ -54,6 +77,8 @@ class Ingress:
     def __init__(
         self, config: ServingConfig, retriever: Handle, scorer: Handle
     ) -> None:
+        self.access = Access.of_environment()
+        self.access.check_listeners(listening_hosts())
         self.config = config
         self.retriever = retriever
         self.scorer = scorer
@@ -69,8 +94,9 @@ class Ingress:
         return await self._answer(checks.score_query(request, self.config))
 
     @api.post("/v1/events")
-    async def append(self, request: EventsRequest) -> EventsAnswer:
+    async def append(self, request: EventsRequest, key: Key) -> EventsAnswer:
         """Store interactions; they are durable, and used by the next answer, on return."""
+        self.access.require(Right.EVENTS, _text(key))
         checks.check_events(request, self.config)
         sent = [SentEvent(**dict(event)) for event in request.events]
         statuses = await self.retriever.append.remote(sent)
@@ -92,6 +118,16 @@ class Ingress:
         return UserHistoryAnswer(
             user_id=user_id, events=[HistoryEvent.model_validate(event) for event in events]
         )
+
+    @api.delete("/v1/users/{user_id:path}")
+    async def delete(self, user_id: UserId, key: Key) -> DeletionAnswer:
+        """Remove a user's events and what is computed of them, and keep training from learning of
+        them; safe to repeat.
+        """
+        self.access.require(Right.ADMIN, _text(key))
+        deletion = await self.retriever.delete.remote(user_id)
+        await self.scorer.broadcast("forget").results_async(timeout_s=BROADCAST_TIMEOUT_S)
+        return DeletionAnswer.model_validate(deletion)
 
     @api.get("/v1/release")
     async def release(self) -> ReleaseAnswer:
@@ -136,7 +172,7 @@ class Ingress:
     async def _state(self) -> ReleaseAnswer:
         """Ask every replica."""
         groups: list[list[ReplicaState]] = [
-            await handle.broadcast("state").results_async(timeout_s=STATE_TIMEOUT_S)
+            await handle.broadcast("state").results_async(timeout_s=BROADCAST_TIMEOUT_S)
             for handle in (self.retriever, self.scorer)
         ]
         ids = {state.release_id for group in groups for state in group}

@@ -15,6 +15,7 @@ from engine.recommender.lookup import Found, Query, ShownEvent, find, user_event
 from engine.recommender.release import LoadedRelease, load_release
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
+from engine.state.deletions import Deletion, delete_user
 from engine.state.events import Event, EventState, EventStatus, append
 from engine.state.histories import SEED_PREFIX
 
@@ -74,6 +75,10 @@ class Retriever:
         good = [event for event in read if isinstance(event, Event)]
         statuses = iter(await asyncio.to_thread(append, self.database, good))
         return [next(statuses) if isinstance(each, Event) else each for each in read]
+
+    async def delete(self, user_id: str) -> Deletion:
+        """Delete a user; needs no release."""
+        return await asyncio.to_thread(delete_user, self.database, user_id)
 
 
 def read_event(release: LoadedRelease, event: SentEvent) -> Event | EventStatus:

@@ -8,6 +8,8 @@ from engine.types import AnswerMode
 
 MAX_TIME_S = 253_402_300_799
 """The end of the year 9999: a time in milliseconds is beyond it."""
+MAX_BODY_BYTES = 8 * 2**20
+"""A thousand events with the longest ids, every character escaped, fit."""
 
 Identifier = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]+$", strict=True)
@@ -187,6 +189,16 @@ class UserHistoryAnswer(Answer):
     """Newest first."""
 
 
+class DeletionAnswer(Answer):
+    """A deleted user."""
+
+    user_id: str
+    deleted_s: int
+    """Seconds since 1970; events up to then are refused from now on."""
+    events: int
+    """Events that were removed."""
+
+
 class RefusalAnswer(Answer):
     """A release that a replica could not use."""
 
@@ -237,6 +249,7 @@ class ErrorAnswer(Answer):
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorAnswer, "description": text}
     for code, text in {
+        401: "a key is missing or unknown", 403: "the key is not good for this",
         404: "no such item or user", 422: "a field is missing, malformed or out of range",
         429: "too many requests are waiting", 503: "no release is live",
     }.items()

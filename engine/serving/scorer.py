@@ -28,11 +28,11 @@ class Scorer:
         self.releases = ReleaseHolder(partial(
             load_release, model_cache=config.model_cache, device=config.device, with_llm=True
         ))
-        cache = PrefixCache(config.prefix_cache_mib * 2**20)
+        self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
 
         async def rank_batch(jobs: list[Job]) -> list[Ranking]:
             """Rank a batch off the event loop; there is one batch at a time."""
-            return await asyncio.to_thread(rank_jobs, jobs, cache)
+            return await asyncio.to_thread(rank_jobs, jobs, self._cache)
 
         self._rank = serve.batch(
             max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_s
@@ -45,6 +45,10 @@ class Scorer:
     async def state(self) -> ReplicaState:
         """Return what this replica holds."""
         return self.releases.state()
+
+    async def forget(self) -> None:
+        """Forget what was computed of users; it does not tell whose it is."""
+        self._cache.clear()
 
     async def rank(self, task: RankTask, release_id: str) -> Ranking | Unavailable:
         """Rank one request's candidates by one release."""

@@ -1,6 +1,8 @@
 """Raw logs -> interactions, items, users, quarantine (Ray Data).
 
     files -> chunks -> checked rows -> by the user's partition -> one sorted file for each partition
+
+Users who were deleted in `config.run.state` are left out, of quarantine, too.
 """
 
 import pickle
@@ -16,6 +18,7 @@ import ray
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
+from engine.data.deletions import Deletions
 from engine.data.entities import (
     items_without_file,
     read_items,
@@ -32,6 +35,8 @@ from engine.data.interactions import (
 from engine.data.layouts import Layout, find_layout
 from engine.data.schema import INTERACTIONS, QUARANTINE, part_name, users_schema
 from engine.data.tables import Table
+from engine.state.database import open_database
+from engine.state.deletions import all_deletions
 
 BLOCK_BYTES = 32 * 2**20
 """Rows that a reading task passes on, and that a shuffling task sorts by partition, at a time; each
@@ -44,20 +49,34 @@ def import_data(run: str, config: EngineConfig) -> Artifact:
     Raises DataQualityError, after quarantine is written, if too many rows are bad.
     """
     layout = find_layout(config.source)
+    deletions = _read_deletions(config.run.state)
     settings = {
         **config.source.settings(), "num_partitions": config.histories.num_partitions,
         "files": sorted([file.name, file.digest()] for file in layout.files()),
+        **deletions.settings(),
     }
     for name in ("path", "chunk_rows"):     # neither changes the output
         del settings[name]
-    write = partial(_write, config=config, layout=layout)
+    write = partial(_write, config=config, layout=layout, deletions=deletions)
     return artifacts.make(run, "interactions", settings, [], write)
 
 
-def _write(uri: str, *, config: EngineConfig, layout: Layout) -> dict[str, Any]:
+def _read_deletions(state: str | None) -> Deletions:
+    if state is None:
+        return Deletions.of({})
+    database = open_database(state, must_exist=True)
+    try:
+        return Deletions.of(all_deletions(database))
+    finally:
+        database.dispose()
+
+
+def _write(
+    uri: str, *, config: EngineConfig, layout: Layout, deletions: Deletions
+) -> dict[str, Any]:
     source = config.source
     items, bad_items = _read_items(layout, config)
-    users, bad_users = _read_users(layout, config)
+    users, bad_users = _read_users(layout, config, deletions)
     storage.write_table(storage.join(uri, "quarantine/items.parquet"), bad_items)
     storage.write_table(storage.join(uri, "quarantine/users.parquet"), bad_users)
     checker = Checker(
@@ -65,7 +84,7 @@ def _write(uri: str, *, config: EngineConfig, layout: Layout) -> dict[str, Any]:
         None if items is None else items["item_id"].combine_chunks(),
         tuple(field.column for field in layout.user_fields.values()),
     )
-    parts = _write_partitions(uri, checker, layout)
+    parts = _write_partitions(uri, checker, layout, deletions)
     if items is None:
         items = items_without_file(
             set[str]().union(*(part["items"] for part in parts)), source.item_fields
@@ -85,14 +104,18 @@ def _read_items(layout: Layout, config: EngineConfig) -> tuple[pa.Table | None, 
     return read_items(layout.items, config.source.item_fields, config.source.chunk_rows)
 
 
-def _read_users(layout: Layout, config: EngineConfig) -> tuple[pa.Table, pa.Table]:
+def _read_users(
+    layout: Layout, config: EngineConfig, deletions: Deletions
+) -> tuple[pa.Table, pa.Table]:
     fields = config.source.user_fields
     if layout.users is None:
         return users_schema(fields).empty_table(), QUARANTINE.empty_table()
-    return read_users(layout.users, fields, config.source.chunk_rows)
+    return read_users(layout.users, fields, config.source.chunk_rows, deletions)
 
 
-def _write_partitions(uri: str, checker: Checker, layout: Layout) -> list[dict[str, Any]]:
+def _write_partitions(
+    uri: str, checker: Checker, layout: Layout, deletions: Deletions
+) -> list[dict[str, Any]]:
     """Write interactions and quarantine of every partition; return what was found in each."""
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = context.shuffle_input_batch_bytes = BLOCK_BYTES
@@ -104,11 +127,13 @@ def _write_partitions(uri: str, checker: Checker, layout: Layout) -> list[dict[s
         partial(_read_chunks, checker, tables), batch_size=1, batch_format="pyarrow"
     )
     groups = rows.groupby("partition", num_partitions=checker.num_partitions)
-    written = groups.map_groups(partial(_write_partition, uri), batch_format="pyarrow")
+    written = groups.map_groups(
+        partial(_write_partition, uri, deletions), batch_format="pyarrow"
+    )
     found = {row["partition"]: pickle.loads(row["found"]) for row in written.take_all()}
     for number in range(checker.num_partitions):
         if number not in found:
-            found[number] = _write_rows(uri, number, checker.empty())
+            found[number] = _write_rows(uri, number, checker.empty(), deletions)
     return [found[number] for number in sorted(found)]
 
 
@@ -117,14 +142,17 @@ def _read_chunks(checker: Checker, tables: Sequence[Table], batch: pa.Table) -> 
         yield from checker.chunks(tables[number])
 
 
-def _write_partition(uri: str, rows: pa.Table) -> pa.Table:
+def _write_partition(uri: str, deletions: Deletions, rows: pa.Table) -> pa.Table:
     number = rows["partition"][0].as_py()
-    found = _write_rows(uri, number, rows)
+    found = _write_rows(uri, number, rows, deletions)
     return pa.table({"partition": [number], "found": [pickle.dumps(found)]})
 
 
-def _write_rows(uri: str, number: int, rows: pa.Table) -> dict[str, Any]:
-    kept, refused = split_partition(rows)
+def _write_rows(
+    uri: str, number: int, rows: pa.Table, deletions: Deletions
+) -> dict[str, Any]:
+    remaining = deletions.remaining(rows)
+    kept, refused = split_partition(remaining)
     events = kept.select(INTERACTIONS.names).cast(INTERACTIONS)
     storage.write_table(storage.join(uri, part_name("interactions", number)), events)
     storage.write_table(storage.join(uri, part_name("quarantine", number)), refused)
@@ -133,6 +161,7 @@ def _write_rows(uri: str, number: int, rows: pa.Table) -> dict[str, Any]:
         "events": len(kept), "positives": pc.sum(kept["label"]).as_py() or 0,
         "users": len(firsts), "first_rows": _profile_columns(firsts),
         "items": set(pc.unique(kept["item_id"]).to_pylist()), "reasons": count_reasons(refused),
+        "deleted": len(rows) - len(remaining),
     }
 
 
@@ -160,4 +189,5 @@ def _facts(
         **kept, "active_users": sum(part["users"] for part in parts),
         "active_items": len(set().union(*(part["items"] for part in parts))),
         "positives": sum(part["positives"] for part in parts), "quarantined": refused,
+        "deleted_events": sum(part["deleted"] for part in parts),
     }

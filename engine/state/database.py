@@ -1,6 +1,7 @@
 """Connection and tables: database URL -> engine whose schema is up to date.
 
-    events   event_id, user_id, item_id, timestamp_s, rating, label, received_s
+    events      event_id, user_id, item_id, timestamp_s, rating, label, received_s
+    deletions   user_id, deleted_s
 
 The only file that knows the dialect. SQLite serves one machine (WAL, synchronous=FULL: a commit is
 on disk before it returns); PostgreSQL serves a cluster.
@@ -45,6 +46,10 @@ BUSY_TIMEOUT_MS = 30_000
 """How long a SQLite writer waits for another."""
 MIGRATION_LOCK = 7_251_604_189
 """PostgreSQL advisory lock of those who migrate."""
+DELETION_LOCK = 7_251_604_190
+"""PostgreSQL advisory lock of those who store events (shared) and who delete a user (alone)."""
+MAX_PARAMETERS = 500
+"""Values, or rows, of one statement: SQLite and PostgreSQL bound the number of parameters."""
 _one_migration = threading.Lock()      # Alembic keeps its context in module globals
 
 BYTE_ORDER = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -64,13 +69,20 @@ EVENTS = Table(
     Index("events_of_user", "user_id", "timestamp_s", "item_id", "event_id"),
 )
 
+DELETIONS = Table(
+    "deletions", METADATA,
+    Column("user_id", BYTE_ORDER, primary_key=True),
+    Column("deleted_s", BigInteger, nullable=False),
+)
 
-def open_database(url: str) -> Engine:
+
+def open_database(url: str, *, must_exist: bool = False) -> Engine:
     """Connect and bring the schema up to date; any number of processes may do so at once.
 
-    Raises ConfigError if the URL is neither SQLite's (with a file) nor PostgreSQL's.
+    Raises ConfigError if the URL is neither SQLite's (with a file) nor PostgreSQL's, or if the file
+    `must_exist` and does not.
     """
-    engine = _connect(url)
+    engine = _connect(url, must_exist=must_exist)
     with _one_migration, _migrating(engine) as connection:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -87,18 +99,34 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(write=True)
 
 
-def insert_events(engine: Engine, *, replaced: Sequence[str] = ()) -> Insert:
-    """Return INSERT of events in this dialect; an id that is there keeps all but `replaced`."""
+def upsert(engine: Engine, table: Table, key: str, *, replaced: Sequence[str] = ()) -> Insert:
+    """Return INSERT in this dialect; a row whose key is there keeps all but `replaced`."""
     is_sqlite = engine.dialect.name == "sqlite"
-    insert = sqlite.insert(EVENTS) if is_sqlite else postgresql.insert(EVENTS)
+    insert = sqlite.insert(table) if is_sqlite else postgresql.insert(table)
     if not replaced:
-        return insert.on_conflict_do_nothing(index_elements=["event_id"])
+        return insert.on_conflict_do_nothing(index_elements=[key])
     return insert.on_conflict_do_update(
-        index_elements=["event_id"], set_={name: insert.excluded[name] for name in replaced}
+        index_elements=[key], set_={name: insert.excluded[name] for name in replaced}
     )
 
 
-def _connect(url: str) -> Engine:
+def allow_storing(connection: Connection) -> None:
+    """Keep deletions of users waiting until this transaction has stored its events."""
+    _lock_deletions(connection, "pg_advisory_xact_lock_shared")
+
+
+def block_storing(connection: Connection) -> None:
+    """Wait until no transaction stores events, and let none begin before this one ends."""
+    _lock_deletions(connection, "pg_advisory_xact_lock")
+
+
+def _lock_deletions(connection: Connection, function: str) -> None:
+    """Lock on PostgreSQL; SQLite has one writer at a time."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT {function}(:key)"), {"key": DELETION_LOCK})
+
+
+def _connect(url: str, *, must_exist: bool) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "postgresql":
@@ -111,6 +139,8 @@ def _connect(url: str) -> Engine:
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"database URL {url!r} is not valid: {error}") from error
     file = Path(str(parsed.database)).expanduser().resolve()
+    if must_exist and not file.is_file():
+        raise ConfigError(f"database {url!r} does not exist (it means {file})")
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite", database=str(file)),

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from sqlalchemy import Connection, Engine, select
 
-from engine.state.database import EVENTS, insert_events, writing
-
-CHUNK = 500
-"""Rows of one statement: SQLite and PostgreSQL bound the number of parameters."""
+from engine.state.database import EVENTS, MAX_PARAMETERS, allow_storing, upsert, writing
+from engine.state.deletions import deletion_times
 
 
 class EventState(StrEnum):
@@ -47,18 +46,34 @@ def append(engine: Engine, events: Sequence[Event]) -> list[EventStatus]:
     """Store events in one transaction, durable on return; one status each, in order.
 
     An event id that is known with the same content is a duplicate, with other content rejected;
-    both also hold within one call, where the first event of an id counts.
+    both also hold within one call, where the first event of an id counts. What a user did before
+    being deleted is rejected.
     """
-    first = {event.event_id: event for event in reversed(events)}
     received_s = int(time.time())
     with writing(engine).begin() as connection:
+        allow_storing(connection)
+        deleted = deletion_times(connection, {event.user_id for event in events})
+        reasons = [_refusal(event, deleted.get(event.user_id)) for event in events]
+        welcome = [event for event, reason in zip(events, reasons, strict=True) if reason is None]
+        first = {event.event_id: event for event in reversed(welcome)}
         stored = _insert_new(connection, engine, first, received_s)
         kept = first | _read(connection, [each for each in first if each not in stored])
     statuses = []
-    for event in events:
+    for event, reason in zip(events, reasons, strict=True):
+        if reason is not None:
+            statuses.append(EventStatus(EventState.REJECTED, reason))
+            continue
         statuses.append(_status(event, kept[event.event_id], event.event_id in stored))
         stored.discard(event.event_id)
     return statuses
+
+
+def _refusal(event: Event, deleted_s: int | None) -> str | None:
+    """Return why an event may not be stored at all; None if it may."""
+    if deleted_s is None or event.timestamp_s > deleted_s:
+        return None
+    when = datetime.fromtimestamp(deleted_s, UTC).isoformat()
+    return f"timestamp_s: user {event.user_id!r} was deleted; events up to {when} are not stored"
 
 
 def _status(event: Event, kept: Event, is_new: bool) -> EventStatus:
@@ -92,8 +107,9 @@ def _insert_new(
     """
     rows = [_row(events[event_id], received_s) for event_id in sorted(events)]
     stored: set[str] = set()
-    for start in range(0, len(rows), CHUNK):
-        statement = insert_events(engine).values(rows[start : start + CHUNK])
+    for start in range(0, len(rows), MAX_PARAMETERS):
+        chunk = rows[start : start + MAX_PARAMETERS]
+        statement = upsert(engine, EVENTS, "event_id").values(chunk)
         stored |= set(connection.scalars(statement.returning(EVENTS.c.event_id)))
     return stored
 
@@ -107,8 +123,8 @@ def _row(event: Event, received_s: int) -> dict[str, object]:
 def _read(connection: Connection, event_ids: Sequence[str]) -> dict[str, Event]:
     columns = [column for column in EVENTS.c if column.name != "received_s"]
     found = {}
-    for start in range(0, len(event_ids), CHUNK):
-        chosen = EVENTS.c.event_id.in_(event_ids[start : start + CHUNK])
+    for start in range(0, len(event_ids), MAX_PARAMETERS):
+        chosen = EVENTS.c.event_id.in_(event_ids[start : start + MAX_PARAMETERS])
         for row in connection.execute(select(*columns).where(chosen)):
             found[row.event_id] = Event(*row)
     return found

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 
-from engine.state.database import EVENTS, insert_events, writing
+from engine.state.database import EVENTS, allow_storing, upsert, writing
+from engine.state.deletions import deletion_times
 
 SEED_CHUNK = 10_000
 ID_CHUNK = 10_000
@@ -73,21 +75,29 @@ def seed(
     """Store whole histories by user; return the events read. Safe to repeat.
 
     An event's id is a hash of user, item, time and its number among equal ones, so seeding a longer
-    history later adds only what is new; rating and label follow the last import. Works in batches:
-    an interrupted seed is started again.
+    history later adds only what is new; rating and label follow the last import. What users did
+    before being deleted is left out. Works in batches: an interrupted seed is started again.
     """
     read = 0
     rows = _seed_rows(histories, received_s)
     while chunk := list(islice(rows, SEED_CHUNK)):
         with writing(engine).begin() as connection:
-            connection.execute(insert_events(engine, replaced=("rating", "label")), chunk)
+            allow_storing(connection)
+            if kept := _without_deleted(connection, chunk):
+                statement = upsert(engine, EVENTS, "event_id", replaced=("rating", "label"))
+                connection.execute(statement, kept)
         read += len(chunk)
     return read
 
 
+def _without_deleted(connection: Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    deleted = deletion_times(connection, {row["user_id"] for row in rows})
+    return [row for row in rows if row["timestamp_s"] > deleted.get(row["user_id"], -1)]
+
+
 def _seed_rows(
     histories: Iterable[tuple[str, list[PastEvent]]], received_s: int
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     for user_id, events in histories:
         repeats: Counter[tuple[str, int]] = Counter()
         for event in events:

@@ -9,10 +9,12 @@ from engine.errors import RequestError, UnknownItemError, UnknownUserError
 from engine.recommender.candidates import Filters
 from engine.recommender.histories import GuestItem, guest_history, stored_history
 from engine.recommender.lookup import Query, find, user_events
+from engine.recommender.ranking import profile_of
 from engine.recommender.release import LoadedRelease
+from engine.state.deletions import delete_user
 from engine.state.events import Event, append
 from engine.state.histories import PastEvent
-from engine.types import AnswerMode
+from engine.types import AnswerMode, Profile
 from tests.tiny_release import TinyWorld
 
 RANKING = RankingConfig(max_candidates=25, llm_candidates=5, shown_history=3)
@@ -107,6 +109,25 @@ def test_a_user_with_a_profile_but_no_events_is_personalised(
     found = find(release, database, Query(k=4, user_id=sorted(world.histories)[0]), RANKING)
     assert found.task is not None
     assert found.history_length == 0
+
+
+def test_of_a_deleted_user_the_release_uses_nothing_until_there_are_new_events(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    user_id = sorted(world.histories)[0]
+    query = Query(k=4, user_id=user_id)
+    deleted_s = delete_user(seeded, user_id).deleted_s
+    found = find(release, seeded, query, RANKING)
+    assert found.ranking is not None
+    assert found.ranking.mode is AnswerMode.POPULAR
+    with pytest.raises(UnknownUserError, match=repr(user_id)):
+        user_events(release, seeded, user_id, 5)
+    append(seeded, [Event("new", user_id, "4", deleted_s + 1, 5.0, 1)])
+    task = find(release, seeded, query, RANKING).task
+    assert task is not None
+    assert (task.user_id, len(task.history)) == ("", 1)
+    assert profile_of(release, task.user_id) == Profile()
+    assert len(user_events(release, seeded, user_id, 5)) == 1
 
 
 def test_events_of_items_that_the_release_lacks_are_left_out(release: LoadedRelease) -> None:

@@ -39,6 +39,9 @@ def test_what_was_not_used_for_longest_goes_first() -> None:
     cache.put(key("whale"), states(11))
     assert cache.get(key("whale")) is None
     assert cache.num_bytes == 80
+    cache.clear()
+    assert cache.get(key("a")) is None
+    assert cache.num_bytes == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), max_size=60))

@@ -9,9 +9,11 @@ from sqlalchemy.exc import OperationalError
 
 from engine.errors import (
     EngineError,
+    ForbiddenError,
     ReleaseNotFoundError,
     RequestError,
     UnknownItemError,
+    UnknownKeyError,
     UnknownUserError,
 )
 from engine.serving import faults
@@ -46,6 +48,7 @@ def answer() -> Iterator[Callable[[Exception], tuple[int, dict[str, object], dic
     (UnknownItemError("item 'x' is not there"), 404), (UnknownUserError("user 'u'"), 404),
     (RequestError("k: 5 is more than 3"), 422), (ReleaseNotFoundError("none is live"), 503),
     (OperationalError("SELECT 1", {}, Exception("database is away")), 503),
+    (UnknownKeyError("a key is needed"), 401), (ForbiddenError("another key is needed"), 403),
     (EngineError("ours"), 500), (KeyError("a bug"), 500),
 ])
 def test_errors_have_their_status(
@@ -57,6 +60,7 @@ def test_errors_have_their_status(
     assert body["error"] == type(error).__name__
     assert "the trace" not in str(body["message"])
     assert ("retry-after" in headers) == (status == 503)
+    assert ("www-authenticate" in headers) == (status == 401)
 
 
 def test_a_request_error_names_its_fields(

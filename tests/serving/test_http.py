@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -258,6 +259,30 @@ def test_a_user_id_may_hold_any_text(service: Service) -> None:
     assert len(answer["events"]) == 1
 
 
+def test_a_deleted_user_is_a_stranger_at_once_and_may_come_back(service: Service) -> None:
+    name = user(service, 9)
+    path = f"/v1/users/{name}"
+    events = len(service.client.get(f"{path}/history", params={"limit": 1000}).json()["events"])
+    assert service.recommend(user_id=name)["mode"] == "full"
+    before_s = int(time.time())
+    gone = service.client.delete(path)
+    assert gone.status_code == 200
+    assert gone.json()["user_id"] == name
+    assert gone.json()["events"] == events == len(service.world.histories[name])
+    assert before_s <= gone.json()["deleted_s"] <= time.time()
+    answer = service.recommend(user_id=name)
+    assert (answer["mode"], answer["history"]["length"]) == ("popular", 0)
+    assert service.client.get(f"{path}/history").status_code == 404
+
+    old, new = event(service, name, 1), event(service, name, 2, timestamp_s=int(2e9))
+    statuses = service.post("/v1/events", {"events": [old, new]}).json()["events"]
+    assert [each["status"] for each in statuses] == ["rejected", "stored"]
+    assert "was deleted" in statuses[0]["reason"]
+    assert service.recommend(user_id=name)["history"]["length"] == 1
+    assert service.client.delete(path).json()["events"] == 1
+    assert service.client.delete(path).json()["events"] == 0
+
+
 @pytest.mark.parametrize(("path", "body", "named"), [
     ("/v1/recommend", {"user_id": "u", "candidates": ["1", "nope"]}, "nope"),
     ("/v1/score", {"history": [], "candidates": ["nix"]}, "nix"),
@@ -356,6 +381,15 @@ def test_a_body_that_is_no_json_is_a_422(service: Service, content: bytes) -> No
     assert answer.json()["fields"]
 
 
+def test_a_body_that_is_too_large_is_a_413_however_it_comes(service: Service) -> None:
+    pieces = [b" " * 2**20] * 9
+    for content in (b"".join(pieces), iter(pieces)):            # with its length, and in chunks
+        answer = service.client.post(
+            EVENTS, content=content, headers={"content-type": "application/json"}
+        )
+        assert answer.status_code == 413
+
+
 @pytest.mark.parametrize(("path", "status"), [
     ("/v1/users/a%00b/history", 422), ("/v1/users/u/history?limit=0", 422),
     ("/v1/users/u/history?limit=x", 422), ("/nowhere", 404),
@@ -377,8 +411,8 @@ def test_the_interface_describes_itself(service: Service) -> None:
     assert service.client.get("/docs").status_code == 200
     paths = service.client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
-        "/v1/recommend", "/v1/score", "/v1/events", "/v1/users/{user_id}/history", "/v1/release",
-        "/healthz", "/readyz",
+        "/v1/recommend", "/v1/score", "/v1/events", "/v1/users/{user_id}/history",
+        "/v1/users/{user_id}", "/v1/release", "/healthz", "/readyz",
     }
     assert service.client.get("/healthz").json() == {"status": "ok"}
 

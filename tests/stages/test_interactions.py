@@ -18,8 +18,10 @@ from engine.data.schema import (
     partition_of,
     users_schema,
 )
-from engine.errors import ArtifactError, DataQualityError
+from engine.errors import ArtifactError, ConfigError, DataQualityError
 from engine.stages.interactions import import_data
+from engine.state.database import open_database
+from engine.state.deletions import delete_user
 from tests.generated import (
     make_sample,
     write_movielens_csv,
@@ -41,6 +43,17 @@ def _config(path: str, partitions: int = 3, **source: Any) -> EngineConfig:
         "source": {"path": path, **source}, "histories": {"num_partitions": partitions},
         "prompt": {"history_fields": [], "candidate_fields": []},
     })
+
+
+def _with_state(config: EngineConfig, state: str) -> EngineConfig:
+    return config.model_copy(update={"run": config.run.model_copy(update={"state": state})})
+
+
+def _delete(state: str, user_id: str, time_s: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.state.deletions.time.time", lambda: time_s)
+    database = open_database(state)
+    delete_user(database, user_id)
+    database.dispose()
 
 
 def _read(artifact: Artifact, folder: str) -> pa.Table:
@@ -226,3 +239,52 @@ def test_online_retail_in_its_zip(tmp_path: Path) -> None:
     users = storage.read_table(artifact.path("users.parquet"))
     assert len(users) == artifact.facts["active_users"]
     assert all(len(countries) == 1 for countries in users["country"].to_pylist())
+
+
+def test_of_deleted_users_nothing_up_to_their_deletion_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither events nor profile nor quarantine; who came back later has the events since."""
+    folder = Path(write_recbole(tmp_path / "in", events=300))
+    times = sorted(time_s for user, _, _, time_s in make_sample(events=300).events if user == "7")
+    returned_s = times[len(times) // 2]
+    with (folder / "small.inter").open("a") as stream:
+        stream.write("3\t1\t9\t880000000\n7\t1\t3\tsoon\n8\t1\t9\t880000000\n")
+    with (folder / "small.user").open("a") as stream:
+        stream.write("3\t30\tF\tpainter\t00000\n8\t30\tF\tpainter\t00000\n")
+    config = _config(str(folder), max_bad_share=0.1)
+    whole = import_data(str(tmp_path / "run"), config)
+    state = f"sqlite:///{tmp_path}/state.db"
+    _delete(state, "somebody else", returned_s, monkeypatch)
+    config = _with_state(config, state)
+    same = import_data(str(tmp_path / "run"), config)
+    assert _events(same) == _events(whole)
+    assert same.facts["deleted_events"] == whole.facts["deleted_events"] == 0
+
+    _delete(state, "3", 2_000_000_000, monkeypatch)
+    _delete(state, "7", returned_s, monkeypatch)
+    artifact = import_data(str(tmp_path / "run"), config)
+    assert artifact.key != same.key
+    expected = [
+        row for row in _events(whole)
+        if row[0] != "3" and not (row[0] == "7" and row[2] <= returned_s)
+    ]
+    assert _events(artifact) == expected
+    assert {row[0] for row in expected} & {"3", "7"} == {"7"}
+    gone = len(_events(whole)) - len(expected)
+    assert artifact.facts["deleted_events"] == gone + 2         # and two in quarantine
+    profiles = storage.read_table(artifact.path("users.parquet"))["user_id"].to_pylist()
+    assert not {"3", "7"} & set(profiles)
+    assert len(profiles) == 38
+    refused = _read(artifact, "quarantine/")["text"].to_pylist()
+    assert [text.split("\t")[0] for text in refused] == ["8", "8"]
+    assert not any("somebody" in text for text in Path(artifact.path("manifest.json"))
+                   .read_text().splitlines())
+
+
+def test_a_state_that_does_not_exist_is_not_taken_for_one_without_deletions(
+    tmp_path: Path
+) -> None:
+    config = _with_state(_config(write_recbole(tmp_path / "in")), f"sqlite:///{tmp_path}/typo.db")
+    with pytest.raises(ConfigError, match=r"typo\.db"):
+        import_data(str(tmp_path / "run"), config)
