@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.errors import PromptError
+from engine.metrics.gates import entropies
 from engine.recommender.explanation import Explanation, explain
 from engine.recommender.language import Reading, read_prompts, score_readings
 from engine.recommender.prefix_cache import PrefixCache
@@ -60,6 +61,8 @@ class Ranking:
     mode: AnswerMode
     items: list[RankedItem]
     explanation: Explanation | None = None
+    gate_entropy: float | None = None
+    """Mean entropy of the gates over that of an even mix; None without the language model."""
     stage_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -167,11 +170,19 @@ def _ranking(
         )
         for slot in top
     ]
+    entropy = None if reading is None else _entropy_share(reading)
     explanation = None
     if task.with_explanation:
         explanation = explain(release, task.history, output, top, reading, task.with_gates)
     mode = AnswerMode.CRM if reading is None else AnswerMode.FULL
-    return Ranking(release.release_id, mode, items, explanation, dict(stage_ms))
+    return Ranking(release.release_id, mode, items, explanation, entropy, dict(stage_ms))
+
+
+def _entropy_share(reading: Reading) -> float | None:
+    """Return the mean entropy of the gates in [0, 1]; None for one adapter, which is no mix."""
+    gates_PGN = np.concatenate(list(reading.gates))
+    num_adapters = gates_PGN.shape[-1]
+    return float(entropies(gates_PGN).mean() / np.log(num_adapters)) if num_adapters > 1 else None
 
 
 def _item(

@@ -17,6 +17,7 @@ from engine.recommender import lookup
 from engine.serving import checks, faults
 from engine.serving.access import Access, Right
 from engine.serving.agreement import Handle, no_release, rank_by_one_release
+from engine.serving.metrics import AnswerMetrics
 from engine.serving.releases import ReplicaState, Unavailable
 from engine.serving.retriever import SentEvent
 from engine.serving.schemas import (
@@ -79,6 +80,7 @@ class Ingress:
     ) -> None:
         self.access = Access.of_environment()
         self.access.check_listeners(listening_hosts())
+        self.metrics = AnswerMetrics()
         self.config = config
         self.retriever = retriever
         self.scorer = scorer
@@ -102,6 +104,7 @@ class Ingress:
         statuses = await self.retriever.append.remote(sent)
         if isinstance(statuses, Unavailable):
             raise no_release()
+        self.metrics.count_events(statuses)
         return EventsAnswer(events=[
             EventAnswer(
                 index=index, event_id=event.event_id, status=status.state, reason=status.reason
@@ -155,6 +158,8 @@ class Ingress:
         start = time.perf_counter()
         found, ranking = await rank_by_one_release(self.retriever, self.scorer, query)
         total_ms = round((time.perf_counter() - start) * 1000, 3)
+        stage_ms = {**found.stage_ms, **ranking.stage_ms, "total": total_ms}
+        self.metrics.count_answer(ranking, stage_ms)
         explanation = ranking.explanation
         return RecommendAnswer(
             release_id=ranking.release_id, mode=ranking.mode,
@@ -163,7 +168,7 @@ class Ingress:
                 length=found.history_length,
                 newest=[HistoryEvent.model_validate(event) for event in found.newest],
             ),
-            stage_ms={**found.stage_ms, **ranking.stage_ms, "total": total_ms},
+            stage_ms=stage_ms,
             explanation=(
                 None if explanation is None else ExplanationAnswer.model_validate(explanation)
             ),

@@ -13,6 +13,7 @@ from engine.errors import RequestError
 from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
 from engine.recommender.release import LoadedRelease, load_release
+from engine.serving.metrics import ReleaseMetrics
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
 from engine.state.deletions import Deletion, delete_user
@@ -40,9 +41,10 @@ class Retriever:
         torch.set_num_threads(1)
         self.config = config
         self.database = open_database(config.database_url)
-        self.releases = ReleaseHolder(partial(
+        load = partial(
             load_release, model_cache=config.model_cache, device=config.device, with_llm=False
-        ))
+        )
+        self.releases = ReleaseHolder(load, ReleaseMetrics().show)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""

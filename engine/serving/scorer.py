@@ -14,6 +14,7 @@ from engine.config import ServingConfig
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
+from engine.serving.metrics import BatchMetrics, ReleaseMetrics
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 
 Job = tuple[LoadedRelease, RankTask]
@@ -25,14 +26,18 @@ class Scorer:
 
     def __init__(self, config: ServingConfig) -> None:
         torch.set_num_threads(config.threads)
-        self.releases = ReleaseHolder(partial(
+        load = partial(
             load_release, model_cache=config.model_cache, device=config.device, with_llm=True
-        ))
+        )
+        self.releases = ReleaseHolder(load, ReleaseMetrics().show)
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
+        metrics = BatchMetrics()
 
         async def rank_batch(jobs: list[Job]) -> list[Ranking]:
             """Rank a batch off the event loop; there is one batch at a time."""
-            return await asyncio.to_thread(rank_jobs, jobs, self._cache)
+            rankings = await asyncio.to_thread(rank_jobs, jobs, self._cache)
+            metrics.count_batch(len(jobs), self._cache)
+            return rankings
 
         self._rank = serve.batch(
             max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_s

@@ -221,5 +221,18 @@ def test_the_explanation_follows_attention_and_prompt(
     assert {past.timestamp_s for past in explanation.past if past.is_in_prompt} == shown
 
 
+def test_the_entropy_of_an_answer_is_that_of_its_gates(
+    world: TinyWorld, release: LoadedRelease
+) -> None:
+    asked = task_of(world, 2, with_explanation=True, with_gates=True)
+    [answer] = rank(release, [asked])
+    assert answer.explanation is not None
+    gates_GN = np.array(answer.explanation.gates)
+    expected = -(gates_GN * np.log(gates_GN)).sum(axis=1).mean() / np.log(gates_GN.shape[1])
+    assert answer.gate_entropy == pytest.approx(expected, abs=1e-4)
+    [by_crm] = rank(release, [replace(asked, llm_candidates=0)])
+    assert by_crm.gate_entropy is None
+
+
 def test_no_readings_are_no_logits(release: LoadedRelease) -> None:
     assert [values.tolist() for values in score_readings(release, [None, None])] == [[], []]

@@ -1,0 +1,103 @@
+"""What Prometheus reads of the service, beside what Ray Serve exports (requests, errors, queues).
+
+    ingress              lifelora_{answers,events,stage_ms,gate_entropy}
+    scorer               lifelora_batch_requests, lifelora_prefix_{hits,misses,bytes}
+    retriever, scorer    lifelora_release, lifelora_release_refused
+
+Ray puts `ray_` before each name and adds deployment, replica and application. Each class is made
+inside the replica that it belongs to.
+"""
+
+from collections import Counter as Counts
+from collections.abc import Iterable, Mapping
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from engine.recommender.prefix_cache import PrefixCache
+from engine.recommender.ranking import Ranking
+from engine.serving.releases import ReplicaState
+from engine.state.events import EventStatus
+
+STAGE_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000]
+BATCH_REQUESTS = [1, 2, 4, 8, 16, 32]
+SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1]
+
+
+class AnswerMetrics:
+    """Answers and events of one ingress."""
+
+    def __init__(self) -> None:
+        self._answers = Counter(
+            "lifelora_answers", "Answers by mode and release.", ("mode", "release_id")
+        )
+        self._stage_ms = Histogram(
+            "lifelora_stage_ms", "Wall time of an answer's stages; the scorer's are of its batch.",
+            STAGE_MS, ("stage",),
+        )
+        self._gate_entropy = Histogram(
+            "lifelora_gate_entropy", "Entropy of an answer's gates: 1 is an even mix.", SHARES,
+        )
+        self._events = Counter("lifelora_events", "Events sent, by status.", ("status",))
+
+    def count_answer(self, ranking: Ranking, stage_ms: Mapping[str, float]) -> None:
+        """Count one answer."""
+        self._answers.inc(tags={"mode": ranking.mode, "release_id": ranking.release_id})
+        for stage, milliseconds in stage_ms.items():
+            self._stage_ms.observe(milliseconds, {"stage": stage})
+        if ranking.gate_entropy is not None:
+            self._gate_entropy.observe(ranking.gate_entropy)
+
+    def count_events(self, statuses: Iterable[EventStatus]) -> None:
+        """Count the events of one request."""
+        for state, number in Counts(status.state for status in statuses).items():
+            self._events.inc(number, {"status": state})
+
+
+class BatchMetrics:
+    """Batches and prefixes of one scorer."""
+
+    def __init__(self) -> None:
+        self._requests = Histogram(
+            "lifelora_batch_requests", "Requests of one forward pass.", BATCH_REQUESTS
+        )
+        self._hits = Counter("lifelora_prefix_hits", "Prefixes found in the cache.")
+        self._misses = Counter("lifelora_prefix_misses", "Prefixes that were read.")
+        self._bytes = Gauge("lifelora_prefix_bytes", "Memory of the prefixes kept.")
+        self._counted = (0, 0)
+
+    def count_batch(self, requests: int, cache: PrefixCache) -> None:
+        """Count a batch, and what it found in the cache."""
+        self._requests.observe(requests)
+        (hits, misses), found = self._counted, (cache.hits, cache.misses)
+        if found[0] > hits:
+            self._hits.inc(found[0] - hits)
+        if found[1] > misses:
+            self._misses.inc(found[1] - misses)
+        self._counted = found
+        self._bytes.set(cache.num_bytes)
+
+
+class ReleaseMetrics:
+    """What one replica holds and refuses."""
+
+    def __init__(self) -> None:
+        self._release = Gauge(
+            "lifelora_release", "1 for the releases that a replica holds.", ("release_id", "state")
+        )
+        self._refused = Gauge(
+            "lifelora_release_refused", "1 while a replica refuses a release.", ("release_id",)
+        )
+        self._shown: set[tuple[str, str]] = set()
+        self._refusals: set[str] = set()
+
+    def show(self, state: ReplicaState) -> None:
+        """Show a state; what was shown before and is no longer so becomes 0."""
+        named = {"live": state.release_id, "previous": state.previous_id}
+        held = {(found, name) for name, found in named.items() if found is not None}
+        for release_id, name in held | self._shown:
+            is_held = (release_id, name) in held
+            self._release.set(float(is_held), {"release_id": release_id, "state": name})
+        refused = set() if state.refusal is None else {state.refusal.release_id}
+        for release_id in refused | self._refusals:
+            self._refused.set(float(release_id in refused), {"release_id": release_id})
+        self._shown, self._refusals = held, refused
