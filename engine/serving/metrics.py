@@ -18,8 +18,8 @@ from engine.recommender.ranking import Ranking
 from engine.serving.releases import ReplicaState
 from engine.state.events import EventStatus
 
-STAGE_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000]
-BATCH_REQUESTS = [1, 2, 4, 8, 16, 32]
+STAGE_MS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000]
+BATCH_REQUESTS = [1.0, 2, 4, 8, 16, 32]
 SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1]
 
 
@@ -28,7 +28,8 @@ class AnswerMetrics:
 
     def __init__(self) -> None:
         self._answers = Counter(
-            "lifelora_answers", "Answers by mode and release.", ("mode", "release_id")
+            "lifelora_answers", "Answers by mode and release.",
+            ("mode", "release_id"),     # type: ignore[arg-type]  # any number, Ray says one
         )
         self._stage_ms = Histogram(
             "lifelora_stage_ms", "Wall time of an answer's stages; the scorer's are of its batch.",
@@ -82,7 +83,8 @@ class ReleaseMetrics:
 
     def __init__(self) -> None:
         self._release = Gauge(
-            "lifelora_release", "1 for the releases that a replica holds.", ("release_id", "state")
+            "lifelora_release", "1 for the releases that a replica holds.",
+            ("release_id", "state"),    # type: ignore[arg-type]
         )
         self._refused = Gauge(
             "lifelora_release_refused", "1 while a replica refuses a release.", ("release_id",)
