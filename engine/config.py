@@ -511,6 +511,8 @@ class ServingConfig(Section):
     its candidates. About 23 kB a token with SmolLM2-135M in bfloat16; 0 keeps none."""
     max_events: int = Field(default=1000, ge=1)
     """Most events of one POST."""
+    impression_days: int = Field(default=30, ge=0)
+    """How long the database keeps what was recommended to whom; 0 stores nothing of it."""
     ranking: RankingConfig = Field(default=RankingConfig())
     """How requests are answered."""
 

@@ -31,6 +31,7 @@ FIXED_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_metrics_report_interval_ms": "2000",       # 10 s: tests wait for the next report
     "RAY_idle_worker_killing_time_threshold_ms": "30000",    # 1 s: each test starts its own anew
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",     # an actor for each training; no node leaves
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",     # how soon an end is seen; 2 s by default

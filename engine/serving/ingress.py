@@ -4,7 +4,10 @@ A name that a route uses must be bound above the class: `serve.ingress` pickles 
 the module as it is by then.
 """
 
+import asyncio
+import logging
 import time
+import uuid
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Path, Query, Response
@@ -40,6 +43,7 @@ from engine.serving.schemas import (
     ScoreRequest,
     UserHistoryAnswer,
 )
+from engine.state.impressions import Impression, ShownItem
 
 api = FastAPI(
     title="Lifelora", responses=ERRORS,
@@ -48,7 +52,11 @@ api = FastAPI(
 )
 faults.install(api)
 
+log = logging.getLogger(__name__)
+
 BROADCAST_TIMEOUT_S = 5.0
+GROUP_ANSWERS = 100
+"""Answers that are stored with one call."""
 UserId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Key = Annotated[
@@ -64,6 +72,17 @@ def listening_hosts() -> list[str]:
     http, grpc = details.get("http_options") or {}, details.get("grpc_options") or {}
     hosts = [http["host"]] if http.get("host") else []
     return [*hosts, "0.0.0.0"] if grpc.get("grpc_servicer_functions") else hosts
+
+
+def impression_of(answer: RecommendAnswer, user_id: str | None) -> Impression:
+    """Return what is kept of an answer (user_id None: a guest's)."""
+    items = [
+        ShownItem(item.item_id, item.score, item.crm_score, item.llm_score)
+        for item in answer.items
+    ]
+    return Impression(
+        answer.request_id, user_id, answer.release_id, answer.mode, int(time.time()), items
+    )
 
 
 def _text(key: HTTPAuthorizationCredentials | None) -> str | None:
@@ -84,11 +103,19 @@ class Ingress:
         self.config = config
         self.retriever = retriever
         self.scorer = scorer
+        self._record = serve.batch(
+            max_batch_size=GROUP_ANSWERS, batch_wait_timeout_s=0
+        )(self._record_together)
+        self._recording: set[asyncio.Task[None]] = set()
 
     @api.post("/v1/recommend")
     async def recommend(self, request: RecommendRequest) -> RecommendAnswer:
         """Return the best items for a user or a guest."""
-        return await self._answer(checks.recommend_query(request, self.config))
+        query = checks.recommend_query(request, self.config)
+        answer = await self._answer(query)
+        if self.config.impression_days > 0:
+            self._keep(impression_of(answer, query.user_id))
+        return answer
 
     @api.post("/v1/score")
     async def score(self, request: ScoreRequest) -> RecommendAnswer:
@@ -162,7 +189,7 @@ class Ingress:
         self.metrics.count_answer(ranking, stage_ms)
         explanation = ranking.explanation
         return RecommendAnswer(
-            release_id=ranking.release_id, mode=ranking.mode,
+            request_id=uuid.uuid4().hex, release_id=ranking.release_id, mode=ranking.mode,
             items=[ItemAnswer.model_validate(item) for item in ranking.items],
             history=HistorySummary(
                 length=found.history_length,
@@ -173,6 +200,23 @@ class Ingress:
                 None if explanation is None else ExplanationAnswer.model_validate(explanation)
             ),
         )
+
+    def _keep(self, impression: Impression) -> None:
+        """Store an answer; the client does not wait for it."""
+        recording = asyncio.create_task(self._try_to_record(impression))
+        self._recording.add(recording)      # a task without a reference may be collected
+        recording.add_done_callback(self._recording.discard)
+
+    async def _try_to_record(self, impression: Impression) -> None:
+        try:
+            await self._record(impression)
+        except Exception as error:  # noqa: BLE001  whatever it is, the answer was given
+            self.metrics.count_lost_impression()
+            log.warning("answer %s is not stored: %s", impression.request_id, error)
+
+    async def _record_together(self, impressions: list[Impression]) -> list[None]:
+        await self.retriever.record.remote(impressions)
+        return [None] * len(impressions)
 
     async def _state(self) -> ReleaseAnswer:
         """Ask every replica."""

@@ -1,6 +1,6 @@
 """What Prometheus reads of the service, beside what Ray Serve exports (requests, errors, queues).
 
-    ingress              lifelora_{answers,events,stage_ms,gate_entropy}
+    ingress              lifelora_{answers,events,stage_ms,gate_entropy,impressions_lost}
     scorer               lifelora_batch_requests, lifelora_prefix_{hits,misses,bytes}
     retriever, scorer    lifelora_release, lifelora_release_refused
 
@@ -8,19 +8,41 @@ Ray puts `ray_` before each name and adds deployment, replica and application. E
 inside the replica that it belongs to.
 """
 
+import asyncio
 from collections import Counter as Counts
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking
-from engine.serving.releases import ReplicaState
+from engine.serving.releases import ReleaseHolder
 from engine.state.events import EventStatus
 
+REFRESH_S = 2.0
+"""Less than Ray's report interval, 10 s by default."""
 STAGE_MS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000]
 BATCH_REQUESTS = [1.0, 2, 4, 8, 16, 32]
 SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1]
+
+
+class Refresher:
+    """Shows gauges again and again: Ray drops those that were not set for two of its reports."""
+
+    def __init__(self, *shows: Callable[[], None]) -> None:
+        self._shows = shows
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin on the running event loop; nothing happens if it has begun."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._refresh())
+
+    async def _refresh(self) -> None:
+        while True:
+            for show in self._shows:
+                show()
+            await asyncio.sleep(REFRESH_S)
 
 
 class AnswerMetrics:
@@ -39,6 +61,7 @@ class AnswerMetrics:
             "lifelora_gate_entropy", "Entropy of an answer's gates: 1 is an even mix.", SHARES,
         )
         self._events = Counter("lifelora_events", "Events sent, by status.", ("status",))
+        self._lost = Counter("lifelora_impressions_lost", "Answers that could not be stored.")
 
     def count_answer(self, ranking: Ranking, stage_ms: Mapping[str, float]) -> None:
         """Count one answer."""
@@ -53,11 +76,16 @@ class AnswerMetrics:
         for state, number in Counts(status.state for status in statuses).items():
             self._events.inc(number, {"status": state})
 
+    def count_lost_impression(self) -> None:
+        """Count an answer that was given but not stored."""
+        self._lost.inc()
+
 
 class BatchMetrics:
     """Batches and prefixes of one scorer."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: PrefixCache) -> None:
+        self._cache = cache
         self._requests = Histogram(
             "lifelora_batch_requests", "Requests of one forward pass.", BATCH_REQUESTS
         )
@@ -66,22 +94,26 @@ class BatchMetrics:
         self._bytes = Gauge("lifelora_prefix_bytes", "Memory of the prefixes kept.")
         self._counted = (0, 0)
 
-    def count_batch(self, requests: int, cache: PrefixCache) -> None:
+    def count_batch(self, requests: int) -> None:
         """Count a batch, and what it found in the cache."""
         self._requests.observe(requests)
-        (hits, misses), found = self._counted, (cache.hits, cache.misses)
+        (hits, misses), found = self._counted, (self._cache.hits, self._cache.misses)
         if found[0] > hits:
             self._hits.inc(found[0] - hits)
         if found[1] > misses:
             self._misses.inc(found[1] - misses)
         self._counted = found
-        self._bytes.set(cache.num_bytes)
+
+    def show(self) -> None:
+        """Show the memory in use."""
+        self._bytes.set(self._cache.num_bytes)
 
 
 class ReleaseMetrics:
     """What one replica holds and refuses."""
 
-    def __init__(self) -> None:
+    def __init__(self, releases: ReleaseHolder) -> None:
+        self._releases = releases
         self._release = Gauge(
             "lifelora_release", "1 for the releases that a replica holds.",
             ("release_id", "state"),    # type: ignore[arg-type]
@@ -92,8 +124,9 @@ class ReleaseMetrics:
         self._shown: set[tuple[str, str]] = set()
         self._refusals: set[str] = set()
 
-    def show(self, state: ReplicaState) -> None:
-        """Show a state; what was shown before and is no longer so becomes 0."""
+    def show(self) -> None:
+        """Show the state of now; what was shown before and is no longer so becomes 0."""
+        state = self._releases.state()
         named = {"live": state.release_id, "previous": state.previous_id}
         held = {(found, name) for name, found in named.items() if found is not None}
         for release_id, name in held | self._shown:

@@ -9,8 +9,7 @@ old one answers.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import ConfigError, EngineError
@@ -21,7 +20,6 @@ from engine.storage import absolute
 log = logging.getLogger(__name__)
 
 Load = Callable[[Registry, str], LoadedRelease]
-Watch = Callable[["ReplicaState"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +70,10 @@ class Unavailable:
 class ReleaseHolder:
     """Holds releases for one replica; all methods run on its event loop."""
 
-    def __init__(self, load: Load, watch: Watch | None = None) -> None:
-        """`load` may take long; it runs in a thread. `watch` gets every new state."""
+    def __init__(self, load: Load) -> None:
+        """`load` may take long; it runs in a thread."""
         self.held = Held()
-        self._load, self._watch = load, watch
+        self._load = load
         self._registry: Registry | None = None
         self._change = 0
         self._refusal: Refusal | None = None
@@ -126,7 +124,7 @@ class ReleaseHolder:
         await self._refresh(self._change)
         if release_id is None or release_id in self._unloadable:
             return
-        async with self._one_change():
+        async with self._one_refresh:
             live = self.held.live
             if live is not None and self.held.get(release_id) is None:
                 self.held = Held(live)
@@ -137,7 +135,7 @@ class ReleaseHolder:
 
     async def _refresh(self, change: int) -> None:
         """Load what `live` says; if that fails, keep what is held, else try the previous one."""
-        async with self._one_change():
+        async with self._one_refresh:
             assert self._registry is not None
             try:
                 wanted, previous = await asyncio.to_thread(self._registry.live)
@@ -147,14 +145,6 @@ class ReleaseHolder:
                 return
             await self._hold(wanted, previous)
             self._change = change
-
-    @asynccontextmanager
-    async def _one_change(self) -> AsyncIterator[None]:
-        """Let nobody else change what is held; tell who watches afterwards."""
-        async with self._one_refresh:
-            yield
-            if self._watch is not None:
-                self._watch(self.state())
 
     async def _hold(self, wanted: str, previous: str | None) -> None:
         """Hold `wanted`, or, if it cannot be had and nothing is held, the previous one."""

@@ -1,9 +1,11 @@
 """State database, histories and candidates: the first half of every answer."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from ray import serve
@@ -13,12 +15,19 @@ from engine.errors import RequestError
 from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
 from engine.recommender.release import LoadedRelease, load_release
-from engine.serving.metrics import ReleaseMetrics
+from engine.serving.metrics import Refresher, ReleaseMetrics
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
 from engine.state.deletions import Deletion, delete_user
 from engine.state.events import Event, EventState, EventStatus, append
 from engine.state.histories import SEED_PREFIX
+from engine.state.impressions import Impression, forget_impressions, record
+
+GROUP_REQUESTS = 64
+"""Requests whose events may share a commit."""
+DAY_S = 86_400
+CLEANING_S = 3_600
+"""How often a replica looks for answers that are too old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class SentEvent:
     timestamp_s: int
     rating: float | None
     label: int | None
+    request_id: str | None = None
 
 
 @serve.deployment(name="Retriever", max_ongoing_requests=64)
@@ -44,10 +54,16 @@ class Retriever:
         load = partial(
             load_release, model_cache=config.model_cache, device=config.device, with_llm=False
         )
-        self.releases = ReleaseHolder(load, ReleaseMetrics().show)
+        self.releases = ReleaseHolder(load)
+        self._gauges = Refresher(ReleaseMetrics(self.releases).show)
+        self._store = serve.batch(
+            max_batch_size=GROUP_REQUESTS, batch_wait_timeout_s=0
+        )(self._store_together)
+        self._next_cleaning_s = 0.0
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
+        self._gauges.start()
         await self.releases.reconfigure(user_config)
 
     async def state(self) -> ReplicaState:
@@ -75,8 +91,22 @@ class Retriever:
             return release
         read = [read_event(release, event) for event in events]
         good = [event for event in read if isinstance(event, Event)]
-        statuses = iter(await asyncio.to_thread(append, self.database, good))
+        statuses = iter(await self._store(good))
         return [next(statuses) if isinstance(each, Event) else each for each in read]
+
+    async def _store_together(self, groups: list[list[Event]]) -> list[list[EventStatus]]:
+        """Store the events of the requests that waited for the last commit, with one commit."""
+        together = [event for group in groups for event in group]
+        statuses = iter(await asyncio.to_thread(append, self.database, together))
+        return [list(islice(statuses, len(group))) for group in groups]
+
+    async def record(self, impressions: Sequence[Impression]) -> None:
+        """Store answers; now and then remove those that are too old."""
+        await asyncio.to_thread(record, self.database, impressions)
+        if time.monotonic() >= self._next_cleaning_s:
+            self._next_cleaning_s = time.monotonic() + CLEANING_S
+            oldest_s = int(time.time()) - self.config.impression_days * DAY_S
+            await asyncio.to_thread(forget_impressions, self.database, oldest_s)
 
     async def delete(self, user_id: str) -> Deletion:
         """Delete a user; needs no release."""
@@ -95,5 +125,5 @@ def read_event(release: LoadedRelease, event: SentEvent) -> Event | EventStatus:
         return EventStatus(EventState.REJECTED, str(error))
     return Event(
         event.event_id, event.user_id, event.item_id, event.timestamp_s, feedback.rating,
-        feedback.label, feedback.is_label_derived,
+        feedback.label, event.request_id, is_label_derived=feedback.is_label_derived,
     )

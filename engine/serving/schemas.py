@@ -86,6 +86,8 @@ class SentEventBody(Body):
     rating: float | None = None
     label: int | None = Field(default=None, ge=0, le=1)
     """None: made from the rating by the release's rule."""
+    request_id: Identifier | None = None
+    """The answer that the interaction followed: its `request_id`."""
 
 
 class EventsRequest(Body):
@@ -156,6 +158,8 @@ class ExplanationAnswer(Answer):
 class RecommendAnswer(Answer):
     """Ranked items."""
 
+    request_id: str
+    """Names this answer in the log and in the events that follow it."""
     release_id: str
     mode: AnswerMode
     items: list[ItemAnswer]

@@ -14,7 +14,7 @@ from engine.config import ServingConfig
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
-from engine.serving.metrics import BatchMetrics, ReleaseMetrics
+from engine.serving.metrics import BatchMetrics, Refresher, ReleaseMetrics
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 
 Job = tuple[LoadedRelease, RankTask]
@@ -29,14 +29,15 @@ class Scorer:
         load = partial(
             load_release, model_cache=config.model_cache, device=config.device, with_llm=True
         )
-        self.releases = ReleaseHolder(load, ReleaseMetrics().show)
+        self.releases = ReleaseHolder(load)
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
-        metrics = BatchMetrics()
+        metrics = BatchMetrics(self._cache)
+        self._gauges = Refresher(ReleaseMetrics(self.releases).show, metrics.show)
 
         async def rank_batch(jobs: list[Job]) -> list[Ranking]:
             """Rank a batch off the event loop; there is one batch at a time."""
             rankings = await asyncio.to_thread(rank_jobs, jobs, self._cache)
-            metrics.count_batch(len(jobs), self._cache)
+            metrics.count_batch(len(jobs))
             return rankings
 
         self._rank = serve.batch(
@@ -45,6 +46,7 @@ class Scorer:
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
+        self._gauges.start()
         await self.releases.reconfigure(user_config)
 
     async def state(self) -> ReplicaState:

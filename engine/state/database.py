@@ -1,7 +1,8 @@
 """Connection and tables: database URL -> engine whose schema is up to date.
 
-    events      event_id, user_id, item_id, timestamp_s, rating, label, received_s
-    deletions   user_id, deleted_s
+    events        event_id, user_id, item_id, timestamp_s, rating, label, received_s, request_id
+    deletions     user_id, deleted_s
+    impressions   request_id, user_id, release_id, mode, asked_s, items
 
 The only file that knows the dialect. SQLite serves one machine (WAL, synchronous=FULL: a commit is
 on disk before it returns); PostgreSQL serves a cluster.
@@ -18,6 +19,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Column,
     Connection,
@@ -66,6 +68,7 @@ EVENTS = Table(
     Column("rating", Float(53)),
     Column("label", SmallInteger, nullable=False),
     Column("received_s", BigInteger, nullable=False),
+    Column("request_id", BYTE_ORDER),
     Index("events_of_user", "user_id", "timestamp_s", "item_id", "event_id"),
 )
 
@@ -73,6 +76,18 @@ DELETIONS = Table(
     "deletions", METADATA,
     Column("user_id", BYTE_ORDER, primary_key=True),
     Column("deleted_s", BigInteger, nullable=False),
+)
+
+IMPRESSIONS = Table(
+    "impressions", METADATA,
+    Column("request_id", BYTE_ORDER, primary_key=True),
+    Column("user_id", BYTE_ORDER),
+    Column("release_id", String, nullable=False),
+    Column("mode", String, nullable=False),
+    Column("asked_s", BigInteger, nullable=False),
+    Column("items", JSON, nullable=False),
+    Index("impressions_of_user", "user_id"),
+    Index("impressions_by_time", "asked_s"),
 )
 
 

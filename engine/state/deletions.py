@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, delete, select
 from engine.state.database import (
     DELETIONS,
     EVENTS,
+    IMPRESSIONS,
     MAX_PARAMETERS,
     block_storing,
     upsert,
@@ -28,7 +29,7 @@ class Deletion:
 
 
 def delete_user(engine: Engine, user_id: str) -> Deletion:
-    """Remove all events of a user and remember when, in one transaction. Safe to repeat.
+    """Remove events and answers of a user and remember when, in one transaction. Safe to repeat.
 
     A user of whom nothing is stored is remembered, too: training may know them from elsewhere.
     """
@@ -36,6 +37,7 @@ def delete_user(engine: Engine, user_id: str) -> Deletion:
         block_storing(connection)
         deleted_s = int(time.time())
         removed = connection.execute(delete(EVENTS).where(EVENTS.c.user_id == user_id)).rowcount
+        connection.execute(delete(IMPRESSIONS).where(IMPRESSIONS.c.user_id == user_id))
         mark = {"user_id": user_id, "deleted_s": deleted_s}
         connection.execute(upsert(engine, DELETIONS, "user_id", replaced=["deleted_s"]), mark)
     return Deletion(user_id, deleted_s, removed)

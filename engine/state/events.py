@@ -30,6 +30,8 @@ class Event:
     timestamp_s: int
     rating: float | None
     label: int
+    request_id: str | None = None
+    """The answer that the interaction followed."""
     is_label_derived: bool = False
     """Whether the label follows from the rating: then it is not part of what the client said."""
 
@@ -90,7 +92,7 @@ def _status(event: Event, kept: Event, is_new: bool) -> EventStatus:
 
 def _difference(event: Event, kept: Event) -> str | None:
     """Return the first field in which two events of one id differ."""
-    for name in ("user_id", "item_id", "timestamp_s", "rating"):
+    for name in ("user_id", "item_id", "timestamp_s", "rating", "request_id"):
         if getattr(event, name) != getattr(kept, name):
             return name
     if event.label != kept.label and not event.is_label_derived:

@@ -6,6 +6,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from engine.state.database import open_database
+from engine.state.impressions import read_impressions
 from tests.serving.conftest import Service
 
 pytestmark = pytest.mark.ray
@@ -257,6 +259,60 @@ def test_a_user_id_may_hold_any_text(service: Service) -> None:
     answer = service.client.get(f"/v1/users/{quote(name, safe='')}/history").json()
     assert answer["user_id"] == name
     assert len(answer["events"]) == 1
+
+
+def test_an_answer_is_kept_under_its_request_id(service: Service) -> None:
+    name = user(service, 4)
+    answers = [service.recommend(user_id=name, k=3), service.recommend(history=[], k=2)]
+    database = open_database(service.database_url)
+    ids = [answer["request_id"] for answer in answers]
+    deadline = time.monotonic() + 30
+    while len(kept := read_impressions(database, ids)) < 2:
+        assert time.monotonic() < deadline      # stored behind the answer's back
+        time.sleep(0.05)
+    for answer, user_id in zip(answers, (name, None), strict=True):
+        found = kept[answer["request_id"]]
+        assert (found.user_id, found.release_id, found.mode) == (
+            user_id, answer["release_id"], answer["mode"]
+        )
+        assert abs(found.asked_s - time.time()) < 60
+        assert [(item.item_id, item.score, item.crm_score, item.llm_score)
+                for item in found.items] == [
+            (item["item_id"], item["score"], item["crm_score"], item["llm_score"])
+            for item in answer["items"]
+        ]
+    follow = event(service, name, 7, request_id=ids[0])
+    statuses = [service.post("/v1/events", {"events": [each]}).json()["events"][0]["status"]
+                for each in (follow, follow, {**follow, "request_id": ids[1]})]
+    assert statuses == ["stored", "duplicate", "rejected"]
+    database.dispose()
+
+
+def test_events_that_are_sent_at_once_have_their_own_statuses(service: Service) -> None:
+    """They share commits."""
+    import asyncio
+
+    groups = [
+        [event(service, f"at-once-{place}", number) for number in range(place % 3 + 1)]
+        + [event(service, "at-once", 0), event(service, f"at-once-{place}", 1, item_id="none")]
+        for place in range(24)
+    ]
+
+    async def send() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60, trust_env=False) as client:
+            return await asyncio.gather(*(
+                client.post("/v1/events", json={"events": group}) for group in groups
+            ))
+
+    shared = []
+    for place, response in enumerate(asyncio.run(send())):
+        *own, common, bad = [each["status"] for each in response.json()["events"]]
+        assert own == ["stored"] * (place % 3 + 1)
+        assert bad == "rejected"
+        shared.append(common)
+        history = service.client.get(f"/v1/users/at-once-{place}/history").json()["events"]
+        assert len(history) == place % 3 + 1
+    assert sorted(shared) == ["duplicate"] * 23 + ["stored"]
 
 
 def test_a_deleted_user_is_a_stranger_at_once_and_may_come_back(service: Service) -> None:

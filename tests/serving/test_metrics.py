@@ -40,19 +40,31 @@ def total(samples: Samples, name: str, **labels: str) -> float:
 
 
 def wait(accept: Callable[[Samples], bool]) -> Samples:
-    """Scrape until the samples, which replicas report every few seconds, are as wanted."""
+    """Scrape until the samples, which replicas report every 2 s, are as wanted."""
     deadline = time.monotonic() + 60
     while not accept(samples := scrape()):
-        assert time.monotonic() < deadline, {
-            name: found for name, found in samples.items() if "lifelora" in name
-        }
+        assert time.monotonic() < deadline, [
+            (name, found, value) for name, values in samples.items() if "lifelora" in name
+            for found, value in values
+        ]
         time.sleep(0.5)
     return samples
 
 
+def settled() -> Samples:
+    """Return the samples after all that happened before is reported."""
+    last: list[Samples] = []
+
+    def is_same_as_before(samples: Samples) -> bool:
+        last.append({name: found for name, found in samples.items() if "lifelora" in name})
+        return len(last) > 9 and all(each == last[-1] for each in last[-9:])
+
+    return wait(is_same_as_before)
+
+
 def test_answers_events_batches_prefixes_and_releases_are_counted(service: Service) -> None:
     name = sorted(service.world.histories)[11]
-    before = scrape()
+    before = settled()
 
     def more(samples: Samples, metric: str, **labels: str) -> float:
         return total(samples, metric, **labels) - total(before, metric, **labels)
@@ -99,7 +111,12 @@ def test_the_dashboard_shows_what_is_exported(service: Service) -> None:
     shown = {name for query in queries for name in re.findall(r"\bray_[a-z_]+", query)}
     service.client.get("/nowhere")
     refused = {"ray_lifelora_release_refused"}      # appears with the first refusal
-    exported = wait(lambda found: shown - refused <= found.keys()).keys()
+    exported = scrape().keys()
+    deadline = time.monotonic() + 60
+    while not shown - refused <= exported:
+        assert time.monotonic() < deadline, shown - refused - exported
+        time.sleep(0.5)
+        exported = scrape().keys()
     ours = {name for name in exported if name.startswith("ray_lifelora")}
     for name in ours:
         assert re.sub(r"_(bucket|count|sum|created)$", "", name) in {

@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import ChecksumError, ConfigError
 from engine.releases.registry import Registry
-from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
+from engine.serving.releases import ReleaseHolder, Unavailable
 
 
 @dataclass
@@ -221,20 +221,3 @@ def test_never_more_than_two_releases_are_held(fake: FakeRegistry) -> None:
 def test_a_wrong_user_config_fails_by_name(fake: FakeRegistry, config: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="registry"):
         asyncio.run(ReleaseHolder(fake.load).reconfigure(config))
-
-
-def test_who_watches_gets_every_state_that_a_change_leaves(fake: FakeRegistry) -> None:
-    async def run() -> None:
-        seen: list[ReplicaState] = []
-        fake.go_live("a")
-        holder = ReleaseHolder(fake.load, seen.append)
-        await holder.reconfigure(fake.config(1))
-        fake.broken.add("b")
-        fake.go_live("b", "a")
-        await holder.reconfigure(fake.config(2))
-        await settle(holder)
-        assert [(each.release_id, each.change) for each in seen] == [("a", 1), ("a", 2)]
-        assert [each.refusal is None for each in seen] == [True, False]
-        assert seen[-1] == holder.state()
-
-    asyncio.run(run())
