@@ -138,7 +138,7 @@ def bare_share(model: PersonalizedLLM) -> float:
     """
     bank = sum(each.numel() for each in model.adapter_parts()["bank"].values())
     layers = model.base.get_decoder().layers
-    base = sum(each.numel() for each in layers.parameters() if each.dim() == 2)
+    base = sum(int(each.numel()) for each in layers.parameters() if each.dim() == 2)
     return base / (base + bank)
 
 

@@ -511,6 +511,9 @@ class ServingConfig(Section):
     its candidates. About 23 kB a token with SmolLM2-135M in bfloat16; 0 keeps none."""
     max_events: int = Field(default=1000, ge=1)
     """Most events of one POST."""
+    deadline_ms: int | None = Field(default=None, ge=1)
+    """When an answer is wanted that names no time of its own: the language model is left out where
+    it would take longer. None: any time."""
     impression_days: int = Field(default=30, ge=0)
     """How long the database keeps what was recommended to whom; 0 stores nothing of it."""
     ranking: RankingConfig = Field(default=RankingConfig())

@@ -37,6 +37,13 @@ class Reading:
     shown: IntArray
     """Positions of the past events in any of the texts, ascending."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of all prompts."""
+        return sum(
+            len(prompt.prefix) + sum(map(len, prompt.blocks)) for prompt in self.prompts
+        )
+
 
 def read_prompts(
     language: LanguageHalf, history: History, profile: Profile, candidates: IntArray,

@@ -1,5 +1,6 @@
 """A request -> what to rank, from the state database and the release's retriever half."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -46,6 +47,8 @@ class Query:
     """Whether the language model scores every candidate, not only the best."""
     with_explanation: bool = False
     with_gates: bool = False
+    answer_by_s: float = math.inf
+    """Unix time by which the answer is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,5 +205,6 @@ def _task(
         items = named[allowed_items(release, history, query.filters)[named]]
     llm_candidates = len(items) if query.is_scored_whole else ranking.llm_candidates
     return RankTask(
-        user_id, history, items, llm_candidates, query.k, query.with_explanation, query.with_gates
+        user_id, history, items, llm_candidates, query.k, query.with_explanation, query.with_gates,
+        query.answer_by_s,
     )

@@ -1,13 +1,14 @@
 """Candidates -> ranked items: the CRM orders all, the language model re-ranks the best.
 
     full      the best M by CRM, ordered by the fused score, then the rest in the CRM's order
-    crm       all in the CRM's order (no language model asked for)
+    crm       all in the CRM's order (no language model asked for, or no time for it)
     popular   by popularity (nothing is known of the user)
 
 Scores are logits. Several requests are ranked in one call; each keeps its own gates.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 
 from engine.errors import PromptError
 from engine.metrics.gates import entropies
+from engine.recommender.deadlines import Pace, in_time
 from engine.recommender.explanation import Explanation, explain
 from engine.recommender.language import Reading, read_prompts, score_readings
 from engine.recommender.prefix_cache import PrefixCache
@@ -39,6 +41,9 @@ class RankTask:
     with_explanation: bool = False
     with_gates: bool = False
     """Whether the explanation lists every gate."""
+    answer_by_s: float = math.inf
+    """Unix time by which the answer is wanted: the language model is left out where it would take
+    longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +72,15 @@ class Ranking:
 
 
 def rank(
-    release: LoadedRelease, tasks: Sequence[RankTask], cache: PrefixCache | None = None
+    release: LoadedRelease, tasks: Sequence[RankTask], cache: PrefixCache | None = None,
+    pace: Pace | None = None,
 ) -> list[Ranking]:
-    """Rank the candidates of several requests; stage times are those of the whole call."""
+    """Rank the candidates of several requests; stage times are those of the whole call.
+
+    `cache` keeps prefixes for later calls; `pace` foretells which requests the language model can
+    read before they are wanted, and learns from this call.
+    """
+    pace = pace or Pace()
     clock = StageClock()
     profiles = [profile_of(release, task.user_id) for task in tasks]
     outputs = score_crm(release, tasks, profiles)
@@ -80,9 +91,14 @@ def rank(
         _read(release, task, profile, output, order)
         for task, profile, output, order in zip(tasks, profiles, outputs, orders, strict=True)
     ]
+    readings = _readable(tasks, readings, pace)
     clock.stop("prompts")
     llm_logits = score_readings(release, readings, cache)
     clock.stop("llm")
+    pace.learn(
+        sum(each.num_tokens for each in readings if each is not None),
+        clock.stage_ms["llm"] / 1000,
+    )
     return [
         _ranking(release, task, output, order, reading, logits, clock.stage_ms)
         for task, output, order, reading, logits in zip(
@@ -147,6 +163,22 @@ def _read(
     except PromptError as error:
         log.warning("release %s: answering by CRM alone: %s", release.release_id, error)
         return None
+
+
+def _readable(
+    tasks: Sequence[RankTask], readings: Sequence[Reading | None], pace: Pace
+) -> list[Reading | None]:
+    """Return the readings without those for which there is no time."""
+    now_s, found = time.time(), list(readings)
+    asked = [place for place, each in enumerate(readings) if each is not None]
+    chosen = in_time(
+        [pace.seconds(each.num_tokens) for each in readings if each is not None],
+        [tasks[place].answer_by_s - now_s for place in asked],
+    )
+    for place, is_chosen in zip(asked, chosen, strict=True):
+        if not is_chosen:
+            found[place] = None
+    return found
 
 
 def _ranking(

@@ -3,6 +3,8 @@
 Every RequestError begins with the names of the fields at fault.
 """
 
+import math
+import time
 from collections.abc import Sequence
 
 from engine.config import ServingConfig
@@ -28,7 +30,7 @@ def recommend_query(request: RecommendRequest, config: ServingConfig) -> Query:
         item_ids=request.candidates,
         filters=Filters(exclude_seen, filters.exclude_items, filters.fields),
         with_explanation=request.explain or request.explain_gates,
-        with_gates=request.explain_gates,
+        with_gates=request.explain_gates, answer_by_s=_answer_by(request, config),
     )
 
 
@@ -39,6 +41,7 @@ def score_query(request: ScoreRequest, config: ServingConfig) -> Query:
     return Query(
         k=len(request.candidates), user_id=request.user_id, guest=_guest(request),
         item_ids=request.candidates, is_scored_whole=True,
+        answer_by_s=_answer_by(request, config),
     )
 
 
@@ -46,6 +49,12 @@ def check_events(request: EventsRequest, config: ServingConfig) -> None:
     """Raise RequestError if there are too many events."""
     if len(request.events) > config.max_events:
         raise RequestError(f"events: {len(request.events)} are more than {config.max_events}")
+
+
+def _answer_by(request: Asker, config: ServingConfig) -> float:
+    """Return the Unix time by which the answer is wanted."""
+    deadline_ms = request.deadline_ms or config.deadline_ms
+    return math.inf if deadline_ms is None else time.time() + deadline_ms / 1000
 
 
 def _check_asker(request: Asker, config: ServingConfig) -> None:

@@ -14,6 +14,7 @@ from engine.config import ServingConfig
 from engine.errors import RequestError
 from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
+from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
 from engine.serving.metrics import Refresher, ReleaseMetrics
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
@@ -76,6 +77,14 @@ class Retriever:
         if isinstance(release, Unavailable):
             return release
         return await asyncio.to_thread(find, release, self.database, query, self.config.ranking)
+
+    async def rank(self, task: RankTask, release_id: str) -> Ranking | Unavailable:
+        """Rank by the CRM, where no scorer does it in time."""
+        release = self.releases.find(release_id)
+        if isinstance(release, Unavailable):
+            return release
+        [ranking] = await asyncio.to_thread(rank, release, [task])
+        return ranking
 
     async def user_events(self, user_id: str, limit: int) -> list[ShownEvent] | Unavailable:
         """Return a user's newest events, newest first."""

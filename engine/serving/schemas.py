@@ -51,6 +51,9 @@ class Asker(Body):
     """A user whose events are stored."""
     history: list[HistoryItem] | None = None
     """A guest's history, oldest first."""
+    deadline_ms: int | None = Field(default=None, ge=1, le=600_000)
+    """Time from the arrival of the request to the answer. Where the language model would take
+    longer, it is left out (mode `crm`). By default that of the service."""
 
 
 class RecommendRequest(Asker):

@@ -11,6 +11,7 @@ import torch
 from ray import serve
 
 from engine.config import ServingConfig
+from engine.recommender.deadlines import Pace
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
@@ -31,12 +32,12 @@ class Scorer:
         )
         self.releases = ReleaseHolder(load)
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
-        metrics = BatchMetrics(self._cache)
+        metrics, pace = BatchMetrics(self._cache), Pace()
         self._gauges = Refresher(ReleaseMetrics(self.releases).show, metrics.show)
 
         async def rank_batch(jobs: list[Job]) -> list[Ranking]:
             """Rank a batch off the event loop; there is one batch at a time."""
-            rankings = await asyncio.to_thread(rank_jobs, jobs, self._cache)
+            rankings = await asyncio.to_thread(rank_jobs, jobs, self._cache, pace)
             metrics.count_batch(len(jobs))
             return rankings
 
@@ -66,11 +67,13 @@ class Scorer:
         return ranking
 
 
-def rank_jobs(jobs: Sequence[Job], cache: PrefixCache | None = None) -> list[Ranking]:
+def rank_jobs(
+    jobs: Sequence[Job], cache: PrefixCache | None = None, pace: Pace | None = None
+) -> list[Ranking]:
     """Rank jobs of possibly different releases; those of one release share forward passes."""
     rankings: dict[int, Ranking] = {}
     for release in {id(job[0]): job[0] for job in jobs}.values():
         places = [place for place, job in enumerate(jobs) if job[0] is release]
-        ranked = rank(release, [jobs[place][1] for place in places], cache)
+        ranked = rank(release, [jobs[place][1] for place in places], cache, pace)
         rankings |= dict(zip(places, ranked, strict=True))
     return [rankings[place] for place in range(len(jobs))]

@@ -1,4 +1,5 @@
 import logging
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.errors import PromptError
 from engine.recommender import language, ranking
+from engine.recommender.deadlines import Pace
 from engine.recommender.language import LanguageHalf, read_prompts, runs, score_readings
 from engine.recommender.ranking import RankTask, profile_of, rank, rank_popular, score_crm
 from engine.recommender.release import LoadedRelease, load_release
@@ -219,6 +221,26 @@ def test_the_explanation_follows_attention_and_prompt(
     )
     shown = {times[place] for place in reading.shown}
     assert {past.timestamp_s for past in explanation.past if past.is_in_prompt} == shown
+
+
+def test_the_language_model_is_left_out_where_it_would_come_too_late(
+    world: TinyWorld, release: LoadedRelease
+) -> None:
+    pace = Pace()
+    tasks = [task_of(world, place) for place in range(3)]
+    rank(release, tasks, pace=pace)
+    assert pace.seconds(1000) > 0
+    pace.learn(1, 1e6)                                  # as if it took days
+    soon = time.time() + 5
+    hurried = [replace(tasks[0], answer_by_s=soon), tasks[1], replace(tasks[2], answer_by_s=1.0)]
+    answers = rank(release, hurried, pace=pace)
+    assert [answer.mode for answer in answers] == [
+        AnswerMode.CRM, AnswerMode.FULL, AnswerMode.CRM,
+    ]
+    [alone] = rank(release, [tasks[1]])
+    assert [item.item_id for item in answers[1].items] == [item.item_id for item in alone.items]
+    [unhurried] = rank(release, [replace(tasks[0], answer_by_s=soon)], pace=Pace())
+    assert unhurried.mode is AnswerMode.FULL
 
 
 def test_the_entropy_of_an_answer_is_that_of_its_gates(

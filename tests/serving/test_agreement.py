@@ -1,11 +1,15 @@
 """How one release is found for a request, with fake replicas in place of Ray's."""
 
 import asyncio
-from dataclasses import dataclass, field
+import math
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError
 
 from engine.errors import ReleaseNotFoundError
 from engine.recommender.lookup import Found, Query
@@ -30,6 +34,7 @@ class FakeRetriever:
     held: list[str]
     """Live, previous."""
     asked: list[str | None] = field(default_factory=list)
+    task: RankTask = TASK
 
     @property
     def find(self) -> Call:
@@ -39,7 +44,11 @@ class FakeRetriever:
         self.asked.append(release_id)
         if not self.held or release_id not in (None, *self.held):
             return Unavailable(release_id, self.held[0] if self.held else None)
-        return Found(release_id or self.held[0], 0, [], TASK)
+        return Found(release_id or self.held[0], 0, [], self.task)
+
+    @property
+    def rank(self) -> Call:
+        return Call(lambda _task, release_id: Ranking(release_id, AnswerMode.CRM, []))
 
 
 @dataclass
@@ -54,6 +63,26 @@ class FakeScorer:
         if release_id not in self.held:
             return Unavailable(release_id, self.held[0] if self.held else None)
         return Ranking(release_id, AnswerMode.FULL, [])
+
+
+class FailingScorer:
+    """Does one thing after another: raises an error, waits for some seconds, or answers."""
+
+    def __init__(self, *steps: Exception | float | None) -> None:
+        self.steps = list(steps)
+
+    @property
+    def rank(self) -> Any:
+        class Slow:
+            @staticmethod
+            async def remote(_task: RankTask, release_id: str) -> Ranking:
+                step = self.steps.pop(0)
+                if isinstance(step, Exception):
+                    raise step
+                await asyncio.sleep(step or 0)
+                return Ranking(release_id, AnswerMode.FULL, [])
+
+        return Slow
 
 
 def answering_release(retriever: list[str], scorer: list[str]) -> str:
@@ -81,3 +110,31 @@ def test_both_halves_answer_from_one_release(
 def test_no_release_in_common_is_an_error(retriever: list[str], scorer: list[str]) -> None:
     with pytest.raises(ReleaseNotFoundError):
         answering_release(retriever, scorer)
+
+
+DIED, BUSY = ActorDiedError(), BackPressureError(5, 4)
+BUG = RayTaskError("rank", "the trace", KeyError("a bug")).as_instanceof_cause()
+
+
+@pytest.mark.parametrize(("steps", "left_s", "mode", "unused"), [
+    ([None], 60, AnswerMode.FULL, 0),
+    ([DIED, None], 60, AnswerMode.FULL, 0),         # another replica
+    ([DIED, None], None, AnswerMode.FULL, 0),
+    ([DIED, DIED, None], 60, AnswerMode.CRM, 1),
+    ([BUSY, None], 60, AnswerMode.CRM, 1),
+    ([BUG, None], 60, AnswerMode.CRM, 1),
+    ([30.0, None], 0.1, AnswerMode.CRM, 1),
+    ([DIED, 30.0], 0.1, AnswerMode.CRM, 0),         # once more, within the same time
+    ([0.01], None, AnswerMode.FULL, 0),
+])
+def test_where_no_scorer_answers_in_time_the_crm_does(
+    steps: list[Exception | float | None], left_s: float | None, mode: AnswerMode, unused: int
+) -> None:
+    answer_by_s = math.inf if left_s is None else time.time() + left_s
+    retriever: Any = FakeRetriever(["a"], task=replace(TASK, answer_by_s=answer_by_s))
+    scorer: Any = FailingScorer(*steps)
+    begin_s = time.monotonic()
+    _, ranking = asyncio.run(rank_by_one_release(retriever, scorer, Query(k=1, user_id="u")))
+    assert ranking.mode is mode
+    assert len(scorer.steps) == unused
+    assert time.monotonic() - begin_s < 20

@@ -261,6 +261,18 @@ def test_a_user_id_may_hold_any_text(service: Service) -> None:
     assert len(answer["events"]) == 1
 
 
+def test_who_has_no_time_is_answered_by_the_crm(service: Service) -> None:
+    name = user(service, 6)
+    hurried = service.recommend(user_id=name, deadline_ms=1)
+    assert hurried["mode"] == "crm"
+    assert all(item["llm_score"] is None for item in hurried["items"])
+    scores = [item["crm_score"] for item in hurried["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert service.recommend(user_id=name, deadline_ms=60_000)["mode"] == "full"
+    asked = {"user_id": name, "candidates": ["1", "2"], "deadline_ms": 1}
+    assert service.post("/v1/score", asked).json()["mode"] == "crm"
+
+
 def test_an_answer_is_kept_under_its_request_id(service: Service) -> None:
     name = user(service, 4)
     answers = [service.recommend(user_id=name, k=3), service.recommend(history=[], k=2)]
@@ -379,6 +391,8 @@ NAN = float("nan")
     (RECOMMEND, {"user_id": "1", "k": 5.0}, "k"),
     (RECOMMEND, {"user_id": "1", "k": True}, "k"),
     (RECOMMEND, {"user_id": "1", "k": NAN}, "k"),
+    (RECOMMEND, {"user_id": "1", "deadline_ms": 0}, "deadline_ms"),
+    (RECOMMEND, {"user_id": "1", "deadline_ms": 10**9}, "deadline_ms"),
     (RECOMMEND, {"user_id": "1", "candidates": []}, "candidates"),
     (RECOMMEND, {"user_id": "1", "candidates": [1]}, "candidates.0"),
     (RECOMMEND, {"user_id": "1", "candidates": "1"}, "candidates"),

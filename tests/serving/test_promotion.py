@@ -101,6 +101,31 @@ def test_replicas_killed_after_a_promotion_come_back_with_the_promoted_release(
     assert service.recommend(user_id=sorted(service.world.histories)[0])["release_id"] == "r2"
 
 
+def test_the_death_of_a_scorer_fails_no_request(service: Service) -> None:
+    """There is no other one: until it is back, the CRM answers."""
+    names = sorted(service.world.histories)[:3]
+    answers: list[tuple[int, str]] = []
+    is_over = threading.Event()
+
+    def ask(name: str) -> None:
+        while not is_over.is_set():
+            response = service.post("/v1/recommend", {"user_id": name, "deadline_ms": 3000})
+            answers.append((response.status_code, response.json().get("mode")))
+
+    asking = [threading.Thread(target=ask, args=(name,)) for name in names]
+    for thread in asking:
+        thread.start()
+    try:
+        kill_replica(service, "Scorer")
+    finally:
+        is_over.set()
+        for thread in asking:
+            thread.join()
+    assert {status for status, _ in answers} == {200}
+    assert {mode for _, mode in answers} == {"full", "crm"}
+    assert service.recommend(user_id=names[0])["mode"] == "full"
+
+
 def test_a_broken_release_is_never_promoted(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
