@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -37,6 +36,9 @@ class Section(BaseModel):
         return self.model_dump(mode="json", exclude=set(without))
 
 
+DEFAULT_STATE = "sqlite:///state/lifelora.db"
+
+
 class RunConfig(Section):
     """Where a run writes and how it is seeded."""
 
@@ -48,14 +50,22 @@ class RunConfig(Section):
     """Seed of every draw: samples, negatives, initial weights, batch order."""
     promote: bool = Field(default=True)
     """Whether a finished release becomes the live one."""
-    state: str | None = Field(default=None)
-    """Database URL of the service whose deleted users no import takes up; None: there is none.
-    Releases keep their settings, so a password belongs into `PGPASSWORD` or `~/.pgpass`."""
+    state: str | None = Field(default=DEFAULT_STATE)
+    """Database URL of the service whose deleted users no import takes up; null: there is none. The
+    default one may be missing. Releases keep their settings, so a password belongs into
+    `PGPASSWORD` or `~/.pgpass`."""
 
     @field_validator("state")
     @classmethod
     def _has_no_password(cls, state: str | None) -> str | None:
-        if state is not None and urlsplit(state).password is not None:
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = None if state is None else make_url(state)
+        except ArgumentError:
+            raise ValueError("must be sqlite:///file or postgresql://user@host/name") from None
+        if url is not None and (url.password is not None or "password" in url.query):
             raise ValueError("must not hold a password; use PGPASSWORD or ~/.pgpass")
         return state
 
@@ -493,7 +503,7 @@ class EngineConfig(Section):
 class ServingConfig(Section):
     """Arguments of the Serve application (the registry's root comes in `user_config`)."""
 
-    database_url: str = Field(default="sqlite:///state/lifelora.db")
+    database_url: str = Field(default=DEFAULT_STATE)
     """SQLAlchemy URL of events and histories: SQLite for one machine, PostgreSQL for many. A
     relative path is below the working folder of the Ray node."""
     model_cache: str = Field(default="cache/models")
@@ -538,6 +548,11 @@ def at_home(path: str) -> str:
     return str(Path(home) / Path(path).expanduser())
 
 
+def default_state() -> str:
+    """Return the database of a service whose configuration names none."""
+    return database_at_home(DEFAULT_STATE)
+
+
 def database_at_home(url: str) -> str:
     """Return a database URL whose relative SQLite file starts from the home folder."""
     prefix = "sqlite:///"
@@ -546,7 +561,8 @@ def database_at_home(url: str) -> str:
 
 def _shown(value: object) -> str:
     """Return the beginning of a value for a message, the password of a URL left out."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", repr(value))[:80]
+    text = re.sub(r"(://[^:/@\s]*):.*@", r"\1:***@", repr(value))
+    return re.sub(r"([?&]password=)[^&'\"]*", r"\1***", text)[:80]
 
 
 def _at_home(values: dict[str, Any]) -> dict[str, Any]:

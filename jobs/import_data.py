@@ -37,8 +37,8 @@ def run_import(config: EngineConfig) -> None:
     for table, reasons in facts["quarantined"].items():
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
         print(f"quarantined {table}: {listed}")
-    if config.run.state is not None:
-        print(f"left out: {facts['deleted_events']} events of deleted users")
+    if deleted := facts.get("deleted_events", 0):
+        print(f"left out: {deleted} events of deleted users")
     print(f"output: {artifact.uri}")
 
 

@@ -105,6 +105,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"adapters": {"learn": "residuals", "loss": "vocabulary"}}, r"adapters\.learn", "vocabulary"),
     ({"run": {"state": "postgresql://ann:secret@h/db"}}, r"run\.state.*PGPASSWORD",
      r"ann:\*\*\*@h/db"),
+    ({"run": {"state": "postgresql://ann:pa/ss@word@h/db"}}, r"run\.state.*PGPASSWORD",
+     r"got 'postgresql://ann:\*\*\*@h/db'"),
+    ({"run": {"state": "postgresql://ann@h/db?password=secret"}}, r"run\.state.*PGPASSWORD",
+     r"password=\*\*\*'"),
+    ({"run": {"state": "somewhere"}}, r"run\.state.*sqlite:///file", "got 'somewhere'"),
     ({"run": None}, "run", "got None"),
     ({"run": 3}, "run", "got 3"),
 ]

@@ -32,9 +32,15 @@ class Deletions:
     def remaining(self, checked: pa.Table) -> pa.Table:
         """Return the rows (interactions.CHECKED) without those up to the user's deletion.
 
-        A bad row of a deleted user goes, too: quarantine would keep its text.
+        A bad row of a deleted user goes, too: quarantine would keep its text. Where nobody can tell
+        whose a bad row is, its text goes.
         """
+        if len(self.user_ids) == 0:
+            return checked
         deleted_s = self.deleted_s.take(pc.index_in(checked["user_id"], self.user_ids))
         is_later = pc.greater(checked["timestamp_s"], deleted_s)
         is_sound = pc.is_null(checked["reason"])
-        return checked.filter(pc.fill_null(pc.and_(is_later, is_sound), True))
+        remaining = checked.filter(pc.fill_null(pc.and_(is_later, is_sound), True))
+        is_nobodys = pc.equal(pc.fill_null(remaining["user_id"], ""), "")
+        texts = pc.if_else(is_nobodys, None, remaining["text"])
+        return remaining.set_column(remaining.schema.get_field_index("text"), "text", texts)

@@ -70,7 +70,7 @@ def _read(
 ) -> tuple[dict[str, dict[str, tuple[str, ...]]], pa.Table]:
     """Return the fields by id, the first row of an id winning, and the quarantined rows.
 
-    Rows of the ids `skipped` are in neither.
+    Rows of the ids `skipped` are in neither, nor is the text of rows whose id cannot be read.
     """
     sources: dict[str, FieldSource] = dict(entities.fields)
     if "title" not in sources:
@@ -79,8 +79,10 @@ def _read(
     known: dict[str, dict[str, tuple[str, ...]]] = {}
     refused = []
     for chunk in entities.table.chunks(names, chunk_rows):
-        if skipped is not None:
+        if skipped is not None and len(skipped):
             trimmed = pc.utf8_trim_whitespace(chunk[entities.id_column])
+            texts = pc.if_else(pc.equal(pc.fill_null(trimmed, ""), ""), None, chunk["text"])
+            chunk = chunk.set_column(chunk.schema.get_field_index("text"), "text", texts)
             chunk = chunk.filter(pc.invert(pc.is_in(trimmed, skipped)))
         texts = {name: pc.fill_null(chunk[name], "").to_pylist() for name in names}
         ids = [text.strip() for text in texts[entities.id_column]]

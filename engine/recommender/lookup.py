@@ -37,7 +37,8 @@ class Query:
     k: int
     """Items of the answer."""
     user_id: str | None = None
-    """Empty, once the history is read, where the profile may not be used."""
+    """Empty, once the history is read, for a user who was deleted: the release's profile and
+    embedding are of before."""
     guest: Sequence[GuestItem] | None = None
     """The history of somebody who has none stored, oldest first."""
     item_ids: Sequence[str] | None = None
@@ -86,8 +87,8 @@ def find(
     history = read_history(release, database, query, ranking)
     if query.filters.exclude_seen and len(history) == history_limit(release, ranking):
         query = replace(query, filters=query.filters.without(_seen(database, query)))
-    if _is_profile_deleted(release, database, query.user_id or ""):
-        query = replace(query, user_id="")
+    if query.user_id and is_deleted(database, query.user_id):
+        query = replace(query, user_id="")      # no profile, and nothing that was learned of them
     clock.stop("history")
     return choose(release, history, query, ranking, clock)
 
@@ -151,18 +152,13 @@ def newest_known(
         asked *= 2          # some items came after this release: look further back
 
 
-def _is_profile_deleted(release: LoadedRelease, database: Engine, user_id: str) -> bool:
-    """Tell whether the release has a profile that may not be used: of a user deleted since."""
-    return release.knows(user_id) and is_deleted(database, user_id)
-
-
 def user_events(
     release: LoadedRelease, database: Engine, user_id: str, limit: int
 ) -> list[ShownEvent]:
     """Return a user's newest events, newest first; UnknownUserError if nobody has this id."""
     history = newest_known(release, database, user_id, limit)
     has_events = len(history) > 0 or len(newest_events(database, user_id, 1)) > 0
-    is_known = release.knows(user_id) and not _is_profile_deleted(release, database, user_id)
+    is_known = release.knows(user_id) and not is_deleted(database, user_id)
     if not has_events and not is_known:
         raise UnknownUserError(f"user {user_id!r} has no events and no profile")
     return shown_events(release, history, limit)

@@ -82,6 +82,8 @@ def _keys(environment: Mapping[str, str], right: Right) -> tuple[bytes, ...]:
                 f"{right}: key {place} has {len(key)} characters, at least {MIN_KEY_LENGTH} are "
                 "needed"
             )
+        if not key.isascii():
+            raise ConfigError(f"{right}: key {place} has letters that no HTTP header carries")
     return tuple(key.encode() for key in keys)
 
 

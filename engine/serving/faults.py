@@ -89,7 +89,9 @@ async def _on_unavailable(_request: Request, error: Exception) -> JSONResponse:
     cause = error.cause if isinstance(error, RayTaskError) else error
     status = 429 if isinstance(cause, BackPressureError) else 503
     log.warning("answering %d: %s", status, cause)
-    return answer_error(status, type(cause).__name__, str(cause))
+    is_of_database = isinstance(cause, OperationalError)    # it tells of tables and hosts
+    message = "the database does not answer" if is_of_database else str(cause)
+    return answer_error(status, type(cause).__name__, message)
 
 
 async def _on_unexpected(_request: Request, error: Exception) -> JSONResponse:

@@ -10,9 +10,11 @@ import time
 import uuid
 from typing import Annotated
 
+import ray
 from fastapi import Depends, FastAPI, Path, Query, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.context import _get_global_client
 
 from engine.config import ServingConfig
@@ -20,6 +22,7 @@ from engine.recommender import lookup
 from engine.serving import checks, faults
 from engine.serving.access import Access, Right
 from engine.serving.agreement import Handle, no_release, rank_by_one_release
+from engine.serving.groups import Groups
 from engine.serving.metrics import AnswerMetrics
 from engine.serving.releases import ReplicaState, Unavailable
 from engine.serving.retriever import SentEvent
@@ -57,6 +60,8 @@ log = logging.getLogger(__name__)
 BROADCAST_TIMEOUT_S = 5.0
 GROUP_ANSWERS = 100
 """Answers that are stored with one call."""
+MAX_UNSTORED = 10_000
+"""Answers that may wait for that; more are not stored."""
 UserId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Key = Annotated[
@@ -68,21 +73,22 @@ Key = Annotated[
 def listening_hosts() -> list[str]:
     """Return the addresses on which Serve's proxies listen; gRPC ones listen on all."""
     client = _get_global_client()
-    details = {} if client is None else client.get_serve_details()
-    http, grpc = details.get("http_options") or {}, details.get("grpc_options") or {}
-    hosts = [http["host"]] if http.get("host") else []
-    return [*hosts, "0.0.0.0"] if grpc.get("grpc_servicer_functions") else hosts
+    assert client is not None           # this runs in a replica, so there is a controller
+    http, grpc = ray.get([
+        client._controller.get_http_config.remote(), client._controller.get_grpc_config.remote(),
+    ])
+    hosts = [http.host] if http.host else []
+    return [*hosts, "0.0.0.0"] if grpc.grpc_servicer_functions else hosts
 
 
-def impression_of(answer: RecommendAnswer, user_id: str | None) -> Impression:
+def impression_of(answer: RecommendAnswer, user_id: str | None, asked_s: int) -> Impression:
     """Return what is kept of an answer (user_id None: a guest's)."""
     items = [
         ShownItem(item.item_id, item.score, item.crm_score, item.llm_score)
         for item in answer.items
     ]
-    return Impression(
-        answer.request_id, user_id, answer.release_id, answer.mode, int(time.time()), items
-    )
+    request_id = answer.request_id or ""
+    return Impression(request_id, user_id, answer.release_id, answer.mode, asked_s, items)
 
 
 def _text(key: HTTPAuthorizationCredentials | None) -> str | None:
@@ -103,18 +109,22 @@ class Ingress:
         self.config = config
         self.retriever = retriever
         self.scorer = scorer
-        self._record = serve.batch(
-            max_batch_size=GROUP_ANSWERS, batch_wait_timeout_s=0
-        )(self._record_together)
+        self._impressions = Groups(self._record_together, GROUP_ANSWERS)
         self._recording: set[asyncio.Task[None]] = set()
+
+    async def __del__(self) -> None:
+        """Store what is not stored yet; Serve waits for it."""
+        await asyncio.gather(*self._recording)
 
     @api.post("/v1/recommend")
     async def recommend(self, request: RecommendRequest) -> RecommendAnswer:
         """Return the best items for a user or a guest."""
+        asked_s = int(time.time())
         query = checks.recommend_query(request, self.config)
         answer = await self._answer(query)
+        answer.request_id = uuid.uuid4().hex
         if self.config.impression_days > 0:
-            self._keep(impression_of(answer, query.user_id))
+            self._keep(impression_of(answer, query.user_id, asked_s))
         return answer
 
     @api.post("/v1/score")
@@ -156,7 +166,10 @@ class Ingress:
         """
         self.access.require(Right.ADMIN, _text(key))
         deletion = await self.retriever.delete.remote(user_id)
-        await self.scorer.broadcast("forget").results_async(timeout_s=BROADCAST_TIMEOUT_S)
+        try:
+            await self.scorer.broadcast("forget").results_async(timeout_s=BROADCAST_TIMEOUT_S)
+        except RayActorError as error:      # and with it what it kept
+            log.warning("a scorer died: %s", error)
         return DeletionAnswer.model_validate(deletion)
 
     @api.get("/v1/release")
@@ -189,7 +202,7 @@ class Ingress:
         self.metrics.count_answer(ranking, stage_ms)
         explanation = ranking.explanation
         return RecommendAnswer(
-            request_id=uuid.uuid4().hex, release_id=ranking.release_id, mode=ranking.mode,
+            release_id=ranking.release_id, mode=ranking.mode,
             items=[ItemAnswer.model_validate(item) for item in ranking.items],
             history=HistorySummary(
                 length=found.history_length,
@@ -203,16 +216,19 @@ class Ingress:
 
     def _keep(self, impression: Impression) -> None:
         """Store an answer; the client does not wait for it."""
+        if len(self._impressions) >= MAX_UNSTORED:
+            self.metrics.count_lost_impression()
+            return
         recording = asyncio.create_task(self._try_to_record(impression))
         self._recording.add(recording)      # a task without a reference may be collected
         recording.add_done_callback(self._recording.discard)
 
     async def _try_to_record(self, impression: Impression) -> None:
         try:
-            await self._record(impression)
+            await self._impressions.ask(impression)
         except Exception as error:  # noqa: BLE001  whatever it is, the answer was given
             self.metrics.count_lost_impression()
-            log.warning("answer %s is not stored: %s", impression.request_id, error)
+            log.warning("answer %s is not stored: %s", impression.request_id, type(error).__name__)
 
     async def _record_together(self, impressions: list[Impression]) -> list[None]:
         await self.retriever.record.remote(impressions)

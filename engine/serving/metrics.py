@@ -8,7 +8,6 @@ Ray puts `ray_` before each name and adds deployment, replica and application. E
 inside the replica that it belongs to.
 """
 
-import asyncio
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
 
@@ -16,6 +15,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking
+from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder
 from engine.state.events import EventStatus
 
@@ -26,23 +26,14 @@ BATCH_REQUESTS = [1.0, 2, 4, 8, 16, 32]
 SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1]
 
 
-class Refresher:
-    """Shows gauges again and again: Ray drops those that were not set for two of its reports."""
+def shown(*shows: Callable[[], None]) -> Periodic:
+    """Return what shows gauges again and again: Ray drops those not set for two of its reports."""
 
-    def __init__(self, *shows: Callable[[], None]) -> None:
-        self._shows = shows
-        self._task: asyncio.Task[None] | None = None
+    async def show() -> None:
+        for each in shows:
+            each()
 
-    def start(self) -> None:
-        """Begin on the running event loop; nothing happens if it has begun."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._refresh())
-
-    async def _refresh(self) -> None:
-        while True:
-            for show in self._shows:
-                show()
-            await asyncio.sleep(REFRESH_S)
+    return Periodic(REFRESH_S, show)
 
 
 class AnswerMetrics:

@@ -16,7 +16,9 @@ from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
-from engine.serving.metrics import Refresher, ReleaseMetrics
+from engine.serving.groups import Groups
+from engine.serving.metrics import ReleaseMetrics, shown
+from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
 from engine.state.deletions import Deletion, delete_user
@@ -24,8 +26,10 @@ from engine.state.events import Event, EventState, EventStatus, append
 from engine.state.histories import SEED_PREFIX
 from engine.state.impressions import Impression, forget_impressions, record
 
-GROUP_REQUESTS = 64
-"""Requests whose events may share a commit."""
+GROUP_EVENTS = 4_000
+"""Events of several requests that may share a commit."""
+MAX_AHEAD_S = 600
+"""How far a client's clock may be ahead."""
 DAY_S = 86_400
 CLEANING_S = 3_600
 """How often a replica looks for answers that are too old."""
@@ -56,15 +60,14 @@ class Retriever:
             load_release, model_cache=config.model_cache, device=config.device, with_llm=False
         )
         self.releases = ReleaseHolder(load)
-        self._gauges = Refresher(ReleaseMetrics(self.releases).show)
-        self._store = serve.batch(
-            max_batch_size=GROUP_REQUESTS, batch_wait_timeout_s=0
-        )(self._store_together)
-        self._next_cleaning_s = 0.0
+        self._gauges = shown(ReleaseMetrics(self.releases).show)
+        self._cleaning = Periodic(CLEANING_S, self.forget_old)
+        self._events = Groups(self._store_together, GROUP_EVENTS, len)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
         self._gauges.start()
+        self._cleaning.start()
         await self.releases.reconfigure(user_config)
 
     async def state(self) -> ReplicaState:
@@ -100,22 +103,23 @@ class Retriever:
             return release
         read = [read_event(release, event) for event in events]
         good = [event for event in read if isinstance(event, Event)]
-        statuses = iter(await self._store(good))
+        statuses = iter(await self._events.ask(good) if good else [])
         return [next(statuses) if isinstance(each, Event) else each for each in read]
 
     async def _store_together(self, groups: list[list[Event]]) -> list[list[EventStatus]]:
-        """Store the events of the requests that waited for the last commit, with one commit."""
+        """Store the events of requests that waited for the last commit with one commit."""
         together = [event for group in groups for event in group]
         statuses = iter(await asyncio.to_thread(append, self.database, together))
         return [list(islice(statuses, len(group))) for group in groups]
 
     async def record(self, impressions: Sequence[Impression]) -> None:
-        """Store answers; now and then remove those that are too old."""
+        """Store answers."""
         await asyncio.to_thread(record, self.database, impressions)
-        if time.monotonic() >= self._next_cleaning_s:
-            self._next_cleaning_s = time.monotonic() + CLEANING_S
-            oldest_s = int(time.time()) - self.config.impression_days * DAY_S
-            await asyncio.to_thread(forget_impressions, self.database, oldest_s)
+
+    async def forget_old(self) -> None:
+        """Remove the answers that are kept no longer."""
+        oldest_s = int(time.time()) - self.config.impression_days * DAY_S
+        await asyncio.to_thread(forget_impressions, self.database, oldest_s)
 
     async def delete(self, user_id: str) -> Deletion:
         """Delete a user; needs no release."""
@@ -129,6 +133,8 @@ def read_event(release: LoadedRelease, event: SentEvent) -> Event | EventStatus:
             raise RequestError(f"event_id: {SEED_PREFIX!r} begins ids of seeded events")
         if event.item_id not in release.catalogue:
             raise RequestError(f"item_id: item {event.item_id!r} is not in the catalogue")
+        if event.timestamp_s > time.time() + MAX_AHEAD_S:
+            raise RequestError(f"timestamp_s: {event.timestamp_s} is in the future")
         feedback = read_feedback(release.source, event.rating, event.label)
     except RequestError as error:
         return EventStatus(EventState.REJECTED, str(error))

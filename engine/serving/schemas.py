@@ -8,7 +8,7 @@ from engine.types import AnswerMode
 
 MAX_TIME_S = 253_402_300_799
 """The end of the year 9999: a time in milliseconds is beyond it."""
-MAX_BODY_BYTES = 8 * 2**20
+MAX_BODY_BYTES = 16 * 2**20
 """A thousand events with the longest ids, every character escaped, fit."""
 
 Identifier = Annotated[
@@ -161,8 +161,8 @@ class ExplanationAnswer(Answer):
 class RecommendAnswer(Answer):
     """Ranked items."""
 
-    request_id: str
-    """Names this answer in the log and in the events that follow it."""
+    request_id: str | None = None
+    """Names a recommendation in the table of impressions and in the events that follow it."""
     release_id: str
     mode: AnswerMode
     items: list[ItemAnswer]

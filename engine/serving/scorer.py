@@ -1,6 +1,7 @@
 """CRM, gates and language model with its bank: the second half of an answer.
 
-Requests are batched: different users, each under its own mix, share a forward pass.
+Requests that wait while others are ranked share the next forward pass: different users, each under
+its own mix.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from engine.recommender.deadlines import Pace
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
-from engine.serving.metrics import BatchMetrics, Refresher, ReleaseMetrics
+from engine.serving.groups import Groups
+from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 
 Job = tuple[LoadedRelease, RankTask]
@@ -33,7 +35,7 @@ class Scorer:
         self.releases = ReleaseHolder(load)
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
         metrics, pace = BatchMetrics(self._cache), Pace()
-        self._gauges = Refresher(ReleaseMetrics(self.releases).show, metrics.show)
+        self._gauges = shown(ReleaseMetrics(self.releases).show, metrics.show)
 
         async def rank_batch(jobs: list[Job]) -> list[Ranking]:
             """Rank a batch off the event loop; there is one batch at a time."""
@@ -41,9 +43,7 @@ class Scorer:
             metrics.count_batch(len(jobs))
             return rankings
 
-        self._rank = serve.batch(
-            max_batch_size=config.max_batch_size, batch_wait_timeout_s=config.batch_wait_s
-        )(rank_batch)
+        self._groups = Groups(rank_batch, config.max_batch_size, wait_s=config.batch_wait_s)
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
@@ -63,8 +63,7 @@ class Scorer:
         release = self.releases.find(release_id)
         if isinstance(release, Unavailable):
             return release
-        ranking: Ranking = await self._rank((release, task))
-        return ranking
+        return await self._groups.ask((release, task))
 
 
 def rank_jobs(

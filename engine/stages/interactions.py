@@ -17,7 +17,7 @@ import ray
 
 from engine import artifacts, storage
 from engine.artifacts import Artifact
-from engine.config import EngineConfig
+from engine.config import EngineConfig, default_state
 from engine.data.deletions import Deletions
 from engine.data.entities import (
     items_without_file,
@@ -35,7 +35,7 @@ from engine.data.interactions import (
 from engine.data.layouts import Layout, find_layout
 from engine.data.schema import INTERACTIONS, QUARANTINE, part_name, users_schema
 from engine.data.tables import Table
-from engine.state.database import open_database
+from engine.state.database import database_exists, open_database
 from engine.state.deletions import all_deletions
 
 BLOCK_BYTES = 32 * 2**20
@@ -62,7 +62,8 @@ def import_data(run: str, config: EngineConfig) -> Artifact:
 
 
 def _read_deletions(state: str | None) -> Deletions:
-    if state is None:
+    """Return whom the service deleted; nobody where none has run yet on the default database."""
+    if state is None or (state == default_state() and not database_exists(state)):
         return Deletions.of({})
     database = open_database(state, must_exist=True)
     try:

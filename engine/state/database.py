@@ -50,7 +50,7 @@ MIGRATION_LOCK = 7_251_604_189
 """PostgreSQL advisory lock of those who migrate."""
 DELETION_LOCK = 7_251_604_190
 """PostgreSQL advisory lock of those who store events (shared) and who delete a user (alone)."""
-MAX_PARAMETERS = 500
+MAX_ROWS = 500
 """Values, or rows, of one statement: SQLite and PostgreSQL bound the number of parameters."""
 _one_migration = threading.Lock()      # Alembic keeps its context in module globals
 
@@ -106,6 +106,13 @@ def open_database(url: str, *, must_exist: bool = False) -> Engine:
     return engine
 
 
+def database_exists(url: str) -> bool:
+    """Tell whether a SQLite file is there; a server is asked when it is opened."""
+    parsed = make_url(url)
+    is_file = parsed.get_backend_name() == "sqlite"
+    return not is_file or Path(str(parsed.database)).expanduser().is_file()
+
+
 def writing(engine: Engine) -> Engine:
     """Return the engine for transactions that write: SQLite takes its write lock at the start.
 
@@ -125,12 +132,12 @@ def upsert(engine: Engine, table: Table, key: str, *, replaced: Sequence[str] = 
     )
 
 
-def allow_storing(connection: Connection) -> None:
+def lock_to_store(connection: Connection) -> None:
     """Keep deletions of users waiting until this transaction has stored its events."""
     _lock_deletions(connection, "pg_advisory_xact_lock_shared")
 
 
-def block_storing(connection: Connection) -> None:
+def lock_to_delete(connection: Connection) -> None:
     """Wait until no transaction stores events, and let none begin before this one ends."""
     _lock_deletions(connection, "pg_advisory_xact_lock")
 
@@ -145,7 +152,10 @@ def _connect(url: str, *, must_exist: bool) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "postgresql":
-            return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            return create_engine(
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True,
+                hide_parameters=True,           # an error must not tell whose rows they were
+            )
         if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
             raise ConfigError(
                 f"database {parsed.render_as_string()!r} is not supported; "
@@ -159,7 +169,7 @@ def _connect(url: str, *, must_exist: bool) -> Engine:
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite", database=str(file)),
-        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, hide_parameters=True,
     )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -171,6 +181,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA secure_delete = ON")     # what is deleted is overwritten
     cursor.close()
 
 

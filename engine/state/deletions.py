@@ -10,8 +10,8 @@ from engine.state.database import (
     DELETIONS,
     EVENTS,
     IMPRESSIONS,
-    MAX_PARAMETERS,
-    block_storing,
+    MAX_ROWS,
+    lock_to_delete,
     upsert,
     writing,
 )
@@ -29,13 +29,15 @@ class Deletion:
 
 
 def delete_user(engine: Engine, user_id: str) -> Deletion:
-    """Remove events and answers of a user and remember when, in one transaction. Safe to repeat.
+    """Remove events and answers of a user and remember when, in one transaction.
 
-    A user of whom nothing is stored is remembered, too: training may know them from elsewhere.
+    A user of whom nothing is stored is remembered, too: training may know them from elsewhere. To
+    repeat it also removes what came since.
     """
     with writing(engine).begin() as connection:
-        block_storing(connection)
-        deleted_s = int(time.time())
+        lock_to_delete(connection)
+        before_s = deletion_times(connection, [user_id]).get(user_id, 0)
+        deleted_s = max(before_s, int(time.time()))         # clocks differ between machines
         removed = connection.execute(delete(EVENTS).where(EVENTS.c.user_id == user_id)).rowcount
         connection.execute(delete(IMPRESSIONS).where(IMPRESSIONS.c.user_id == user_id))
         mark = {"user_id": user_id, "deleted_s": deleted_s}
@@ -53,8 +55,8 @@ def deletion_times(connection: Connection, user_ids: Collection[str]) -> dict[st
     """Return when users were deleted, in seconds since 1970; those who were not are left out."""
     asked = list(dict.fromkeys(user_ids))
     found: dict[str, int] = {}
-    for start in range(0, len(asked), MAX_PARAMETERS):
-        chosen = DELETIONS.c.user_id.in_(asked[start : start + MAX_PARAMETERS])
+    for start in range(0, len(asked), MAX_ROWS):
+        chosen = DELETIONS.c.user_id.in_(asked[start : start + MAX_ROWS])
         rows = connection.execute(select(DELETIONS.c.user_id, DELETIONS.c.deleted_s).where(chosen))
         found |= {row.user_id: row.deleted_s for row in rows}
     return found

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, Engine, select
 
-from engine.state.database import EVENTS, MAX_PARAMETERS, allow_storing, upsert, writing
+from engine.state.database import EVENTS, MAX_ROWS, lock_to_store, upsert, writing
 from engine.state.deletions import deletion_times
 
 
@@ -53,7 +53,7 @@ def append(engine: Engine, events: Sequence[Event]) -> list[EventStatus]:
     """
     received_s = int(time.time())
     with writing(engine).begin() as connection:
-        allow_storing(connection)
+        lock_to_store(connection)
         deleted = deletion_times(connection, {event.user_id for event in events})
         reasons = [_refusal(event, deleted.get(event.user_id)) for event in events]
         welcome = [event for event, reason in zip(events, reasons, strict=True) if reason is None]
@@ -109,8 +109,8 @@ def _insert_new(
     """
     rows = [_row(events[event_id], received_s) for event_id in sorted(events)]
     stored: set[str] = set()
-    for start in range(0, len(rows), MAX_PARAMETERS):
-        chunk = rows[start : start + MAX_PARAMETERS]
+    for start in range(0, len(rows), MAX_ROWS):
+        chunk = rows[start : start + MAX_ROWS]
         statement = upsert(engine, EVENTS, "event_id").values(chunk)
         stored |= set(connection.scalars(statement.returning(EVENTS.c.event_id)))
     return stored
@@ -125,8 +125,8 @@ def _row(event: Event, received_s: int) -> dict[str, object]:
 def _read(connection: Connection, event_ids: Sequence[str]) -> dict[str, Event]:
     columns = [column for column in EVENTS.c if column.name != "received_s"]
     found = {}
-    for start in range(0, len(event_ids), MAX_PARAMETERS):
-        chosen = EVENTS.c.event_id.in_(event_ids[start : start + MAX_PARAMETERS])
+    for start in range(0, len(event_ids), MAX_ROWS):
+        chosen = EVENTS.c.event_id.in_(event_ids[start : start + MAX_ROWS])
         for row in connection.execute(select(*columns).where(chosen)):
             found[row.event_id] = Event(*row)
     return found

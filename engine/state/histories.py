@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from engine.state.database import EVENTS, allow_storing, upsert, writing
+from engine.state.database import EVENTS, lock_to_store, upsert, writing
 from engine.state.deletions import deletion_times
 
 SEED_CHUNK = 10_000
@@ -82,7 +82,7 @@ def seed(
     rows = _seed_rows(histories, received_s)
     while chunk := list(islice(rows, SEED_CHUNK)):
         with writing(engine).begin() as connection:
-            allow_storing(connection)
+            lock_to_store(connection)
             if kept := _without_deleted(connection, chunk):
                 statement = upsert(engine, EVENTS, "event_id", replaced=("rating", "label"))
                 connection.execute(statement, kept)

@@ -8,8 +8,8 @@ from sqlalchemy import Engine, delete, select
 
 from engine.state.database import (
     IMPRESSIONS,
-    MAX_PARAMETERS,
-    allow_storing,
+    MAX_ROWS,
+    lock_to_store,
     upsert,
     writing,
 )
@@ -44,7 +44,7 @@ class Impression:
 def record(engine: Engine, impressions: Sequence[Impression]) -> int:
     """Store answers in one transaction; return how many. Those before a user's deletion are not."""
     with writing(engine).begin() as connection:
-        allow_storing(connection)
+        lock_to_store(connection)
         users = {each.user_id for each in impressions if each.user_id is not None}
         deleted = deletion_times(connection, users)
         rows = [_row(each) for each in impressions
@@ -59,8 +59,8 @@ def read_impressions(engine: Engine, request_ids: Collection[str]) -> dict[str, 
     asked = list(dict.fromkeys(request_ids))
     found = {}
     with engine.connect() as connection:
-        for start in range(0, len(asked), MAX_PARAMETERS):
-            chosen = IMPRESSIONS.c.request_id.in_(asked[start : start + MAX_PARAMETERS])
+        for start in range(0, len(asked), MAX_ROWS):
+            chosen = IMPRESSIONS.c.request_id.in_(asked[start : start + MAX_ROWS])
             for row in connection.execute(select(IMPRESSIONS).where(chosen)):
                 items = [ShownItem(*item) for item in row.items]
                 found[row.request_id] = Impression(**{**row._mapping, "items": items})
@@ -70,6 +70,7 @@ def read_impressions(engine: Engine, request_ids: Collection[str]) -> dict[str, 
 def forget_impressions(engine: Engine, before_s: int) -> int:
     """Remove the answers to requests before a time; return how many."""
     with writing(engine).begin() as connection:
+        lock_to_store(connection)
         old = delete(IMPRESSIONS).where(IMPRESSIONS.c.asked_s < before_s)
         return connection.execute(old).rowcount
 

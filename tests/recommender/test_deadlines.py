@@ -17,7 +17,7 @@ INF = float("inf")
     ([0.5, 0.5, 9.0], [1.5, INF, INF], [False, True, True]),
     ([0.0], [-0.1], [False]),                           # too late already
     ([3.0, 0.1, 0.1], [5.0, 5.0, 0.3], [True, True, False]),
-    ([3.0, 0.1, 0.1, 0.1], [3.05, 5.0, 0.3, 0.3], [False, True, True, True]),
+    ([3.0, 0.1, 0.1, 0.1], [3.05, 5.0, 0.35, 0.35], [False, True, True, True]),
 ])
 def test_the_most_are_read_that_are_answered_in_time(
     costs_s: list[float], left_s: list[float], expected: list[bool]

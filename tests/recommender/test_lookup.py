@@ -130,6 +130,22 @@ def test_of_a_deleted_user_the_release_uses_nothing_until_there_are_new_events(
     assert len(user_events(release, seeded, user_id, 5)) == 1
 
 
+def test_a_deleted_user_without_profile_is_a_guest_to_the_models(
+    release: LoadedRelease, database: Engine
+) -> None:
+    """The CRM may have an embedding of the id."""
+    event = Event("e1", "zoe", "4", 10, 5.0, 1)
+    append(database, [event])
+    task = find(release, database, Query(k=4, user_id="zoe"), RANKING).task
+    assert task is not None
+    assert task.user_id == "zoe"
+    deleted_s = delete_user(database, "zoe").deleted_s
+    append(database, [replace(event, timestamp_s=deleted_s + 1)])
+    task = find(release, database, Query(k=4, user_id="zoe"), RANKING).task
+    assert task is not None
+    assert (task.user_id, len(task.history)) == ("", 1)
+
+
 def test_events_of_items_that_the_release_lacks_are_left_out(release: LoadedRelease) -> None:
     history = stored_history(release, [
         PastEvent("1", 5, 4.0, 1), PastEvent("gone", 6, 4.0, 1), PastEvent("2", 7, None, 0),

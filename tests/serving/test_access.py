@@ -55,6 +55,11 @@ def test_a_short_key_is_refused_and_not_shown() -> None:
     assert ADMIN_KEY not in repr(Access.of_environment(ENVIRONMENT))
 
 
+def test_a_key_that_no_header_carries_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"LIFELORA_EVENTS_KEYS: key 1 has letters"):
+        Access.of_environment({Right.EVENTS: "schlüssel-der-ereignisse"})
+
+
 @pytest.mark.parametrize(("host", "is_open"), [
     ("127.0.0.1", False), ("127.1.2.3", False), ("::1", False), ("localhost", False),
     ("0.0.0.0", True), ("::", True), ("10.0.0.7", True), ("recommender.example", True),
@@ -73,8 +78,9 @@ def test_an_open_service_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None
     plain = Ingress.func_or_class.__bases__[0]      # type: ignore[attr-defined]
     names = plain.__init__.__globals__              # Serve pickles the class with its module
     monkeypatch.setitem(names, "listening_hosts", lambda: ["0.0.0.0"])
+    kind = type("Plain", (plain,), {"__del__": lambda self: None})      # Serve awaits it
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0"):
-        plain(ServingConfig(), None, None)
+        kind(ServingConfig(), None, None)
 
 
 class Retriever:

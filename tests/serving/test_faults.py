@@ -63,6 +63,14 @@ def test_errors_have_their_status(
     assert ("www-authenticate" in headers) == (status == 401)
 
 
+def test_an_error_of_the_database_tells_nobody_what_was_stored(
+    answer: Callable[..., tuple[int, dict[str, object], dict[str, str]]],
+) -> None:
+    error = OperationalError("INSERT INTO events", {"user_id": "ann"}, Exception("disk full"))
+    _, body, _ = answer(error)
+    assert body["message"] == "the database does not answer"
+
+
 def test_a_request_error_names_its_fields(
     answer: Callable[..., tuple[int, dict[str, object], dict[str, str]]],
 ) -> None:

@@ -225,17 +225,20 @@ def test_each_event_has_its_own_status(service: Service) -> None:
         event(service, name, 1), event(service, name, 1, timestamp_s=5),
         event(service, name, 3, rating=9.5), event(service, name, 4, rating=None),
         event(service, name, 5, rating=None, label=0), event(service, name, 6, event_id="seed:1"),
+        event(service, name, 7, timestamp_s=int(time.time()) + 3600),
     ]
     answer = service.post("/v1/events", {"events": events}).json()["events"]
-    assert [each["index"] for each in answer] == list(range(8))
+    assert [each["index"] for each in answer] == list(range(9))
     assert [each["status"] for each in answer] == [
         "stored", "rejected", "duplicate", "rejected", "rejected", "rejected", "stored", "rejected",
+        "rejected",
     ]
     reasons = [each["reason"] for each in answer]
     assert "'no such item'" in reasons[1]
     assert "timestamp_s" in reasons[3]
     assert "rating" in reasons[4]
     assert "rating" in reasons[5]
+    assert "in the future" in reasons[8]
     history = service.client.get(f"/v1/users/{name}/history").json()["events"]
     assert [(each["timestamp_s"], each["label"]) for each in history] == [
         (10**9 + 5, 0), (10**9 + 1, 1),
@@ -301,7 +304,7 @@ def test_an_answer_is_kept_under_its_request_id(service: Service) -> None:
 
 
 def test_events_that_are_sent_at_once_have_their_own_statuses(service: Service) -> None:
-    """They share commits."""
+    """They may share commits."""
     import asyncio
 
     groups = [
@@ -342,7 +345,8 @@ def test_a_deleted_user_is_a_stranger_at_once_and_may_come_back(service: Service
     assert (answer["mode"], answer["history"]["length"]) == ("popular", 0)
     assert service.client.get(f"{path}/history").status_code == 404
 
-    old, new = event(service, name, 1), event(service, name, 2, timestamp_s=int(2e9))
+    later_s = gone.json()["deleted_s"] + 1
+    old, new = event(service, name, 1), event(service, name, 2, timestamp_s=later_s)
     statuses = service.post("/v1/events", {"events": [old, new]}).json()["events"]
     assert [each["status"] for each in statuses] == ["rejected", "stored"]
     assert "was deleted" in statuses[0]["reason"]
@@ -452,7 +456,7 @@ def test_a_body_that_is_no_json_is_a_422(service: Service, content: bytes) -> No
 
 
 def test_a_body_that_is_too_large_is_a_413_however_it_comes(service: Service) -> None:
-    pieces = [b" " * 2**20] * 9
+    pieces = [b" " * 2**20] * 17
     for content in (b"".join(pieces), iter(pieces)):            # with its length, and in chunks
         answer = service.client.post(
             EVENTS, content=content, headers={"content-type": "application/json"}

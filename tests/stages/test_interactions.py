@@ -10,7 +10,7 @@ import pytest
 
 from engine import storage
 from engine.artifacts import Artifact, open_artifact
-from engine.config import EngineConfig
+from engine.config import EngineConfig, default_state
 from engine.data.schema import (
     INTERACTIONS,
     QUARANTINE,
@@ -249,9 +249,9 @@ def test_of_deleted_users_nothing_up_to_their_deletion_is_left(
     times = sorted(time_s for user, _, _, time_s in make_sample(events=300).events if user == "7")
     returned_s = times[len(times) // 2]
     with (folder / "small.inter").open("a") as stream:
-        stream.write("3\t1\t9\t880000000\n7\t1\t3\tsoon\n8\t1\t9\t880000000\n")
+        stream.write("3\t1\t9\t880000000\n7\t1\t3\tsoon\n8\t1\t9\t880000000\n3\t1\n")
     with (folder / "small.user").open("a") as stream:
-        stream.write("3\t30\tF\tpainter\t00000\n8\t30\tF\tpainter\t00000\n")
+        stream.write("3\t30\tF\tpainter\t00000\n8\t30\tF\tpainter\t00000\n3\t30\n")
     config = _config(str(folder), max_bad_share=0.1)
     whole = import_data(str(tmp_path / "run"), config)
     state = f"sqlite:///{tmp_path}/state.db"
@@ -276,8 +276,11 @@ def test_of_deleted_users_nothing_up_to_their_deletion_is_left(
     profiles = storage.read_table(artifact.path("users.parquet"))["user_id"].to_pylist()
     assert not {"3", "7"} & set(profiles)
     assert len(profiles) == 38
-    refused = _read(artifact, "quarantine/")["text"].to_pylist()
-    assert [text.split("\t")[0] for text in refused] == ["8", "8"]
+    refused = _read(artifact, "quarantine/")
+    assert refused["reason"].to_pylist().count("wrong number of columns") == 2
+    texts = [text.split("\t")[0] for text in refused["text"].to_pylist() if text is not None]
+    assert texts == ["8", "8"]                  # the others do not tell whose they are
+    assert len(refused) == 4
     assert not any("somebody" in text for text in Path(artifact.path("manifest.json"))
                    .read_text().splitlines())
 
@@ -288,3 +291,15 @@ def test_a_state_that_does_not_exist_is_not_taken_for_one_without_deletions(
     config = _with_state(_config(write_recbole(tmp_path / "in")), f"sqlite:///{tmp_path}/typo.db")
     with pytest.raises(ConfigError, match=r"typo\.db"):
         import_data(str(tmp_path / "run"), config)
+
+
+def test_where_no_service_has_run_yet_nobody_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIFELORA_HOME", str(tmp_path))
+    config = _with_state(_config(write_recbole(tmp_path / "in")), default_state())
+    before = import_data(str(tmp_path / "run"), config)
+    assert not (tmp_path / "state").exists()
+    _delete(default_state(), "3", 2_000_000_000, monkeypatch)
+    after = import_data(str(tmp_path / "run"), config)
+    assert {row[0] for row in _events(before)} - {row[0] for row in _events(after)} == {"3"}

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
-from engine.state.database import allow_storing, open_database, writing
+from engine.state.database import EVENTS, lock_to_store, open_database, writing
 from engine.state.deletions import all_deletions, delete_user, is_deleted
 from engine.state.events import Event, EventState, append
 from engine.state.histories import PastEvent, count_events, newest_events, seed
@@ -62,6 +62,8 @@ def test_deleting_again_moves_the_time_and_an_unknown_user_is_remembered(
     delete_user(database, "ann")
     monkeypatch.setattr("engine.state.deletions.time.time", lambda: NOW_S + 7)
     assert delete_user(database, "ann").deleted_s == NOW_S + 7
+    monkeypatch.setattr("engine.state.deletions.time.time", lambda: NOW_S + 3)
+    assert delete_user(database, "ann").deleted_s == NOW_S + 7      # another machine's clock
     assert all_deletions(database) == {"ann": NOW_S + 7, "zoe": NOW_S}
     assert list(all_deletions(database)) == ["ann", "zoe"]
 
@@ -86,11 +88,15 @@ def test_events_that_are_being_stored_are_deleted_or_refused(
 
     deleter = threading.Thread(target=delete_ann)
     with writing(database).begin() as connection:
-        allow_storing(connection)
+        lock_to_store(connection)
         deleter.start()
         assert not deleted.wait(0.3)
+        connection.execute(EVENTS.insert().values(
+            event_id="e0", user_id="ann", item_id="m1", timestamp_s=5, label=1, received_s=5
+        ))
     deleter.join(timeout=30)
     assert deleted.is_set()
+    assert count_events(database) == 0
     assert append(database, [EVENT])[0].state is EventState.REJECTED
     other.dispose()
 
@@ -100,6 +106,6 @@ def test_storing_does_not_wait_for_storing(database: Engine, database_url: str) 
         pytest.skip("SQLite has one writer")
     other = open_database(database_url)
     with writing(database).begin() as connection:
-        allow_storing(connection)
+        lock_to_store(connection)
         assert append(other, [EVENT])[0].state is EventState.STORED
     other.dispose()

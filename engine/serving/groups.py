@@ -1,0 +1,79 @@
+"""Calls that wait while one runs share the next: one commit, one forward pass for all of them.
+
+Ray Serve's own batching forms batches from what arrives within a fixed time, also while one runs;
+those then queue. Here nothing is formed before it can run, so groups grow with the load, and a call
+that finds nobody before it waits for no other (or for `wait_s`).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+class Groups(Generic[Item, Found]):
+    """Runs a function of several items for callers that have one each; on one event loop."""
+
+    def __init__(
+        self, run: Callable[[list[Item]], Awaitable[list[Found]]], limit: int,
+        size: Callable[[Item], int] = lambda item: 1, wait_s: float = 0.0,
+    ) -> None:
+        """`run` returns one result for each item, in order.
+
+        A group's sizes add up to at most `limit`, unless one item alone is larger. `wait_s`: how
+        long the first call waits for company.
+        """
+        self._run, self._limit, self._size, self._wait_s = run, limit, size, wait_s
+        self._waiting: deque[tuple[Item, asyncio.Future[Found]]] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        """Return how many items wait for a group."""
+        return len(self._waiting)
+
+    async def ask(self, item: Item) -> Found:
+        """Return the item's result. An error of `run` is every caller's of its group; what a caller
+        who left had asked for is not run.
+        """
+        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run_all())
+        return await future
+
+    async def _run_all(self) -> None:
+        try:
+            if self._wait_s > 0:
+                await asyncio.sleep(self._wait_s)
+            while group := self._next_group():
+                await self._answer(group)
+        finally:
+            self._running = None
+
+    def _next_group(self) -> list[tuple[Item, "asyncio.Future[Found]"]]:
+        group: list[tuple[Item, asyncio.Future[Found]]] = []
+        total = 0
+        while self._waiting:
+            item, future = self._waiting[0]
+            if not future.done():
+                total += self._size(item)
+                if group and total > self._limit:
+                    break
+                group.append((item, future))
+            self._waiting.popleft()
+        return group
+
+    async def _answer(self, group: list[tuple[Item, "asyncio.Future[Found]"]]) -> None:
+        try:
+            results = await self._run([item for item, _ in group])
+        except Exception as error:  # noqa: BLE001  it is the callers'
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(group, results, strict=True):
+            if not future.done():
+                future.set_result(result)

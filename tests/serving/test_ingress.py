@@ -1,0 +1,123 @@
+"""Ingress and Retriever without Ray: what they do beside answering."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from engine.config import ServingConfig
+from engine.recommender.lookup import Found
+from engine.recommender.ranking import Ranking
+from engine.serving.access import Access
+from engine.serving.groups import Groups
+from engine.serving.ingress import Ingress
+from engine.serving.retriever import Retriever
+from engine.serving.schemas import RecommendRequest
+from engine.state.database import open_database
+from engine.state.deletions import Deletion
+from engine.state.impressions import Impression, read_impressions, record
+from engine.types import AnswerMode
+
+
+class Replicas:
+    """Stands for both handles; keeps what was asked of them."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Impression] = []
+        self.broadcasts: list[str] = []
+        self.is_away = False
+        self.find, self.delete, self.record = (
+            Mock(remote=each) for each in (self._find, self._delete, self._record)
+        )
+
+    async def _find(self, *_: Any) -> Found:
+        await asyncio.sleep(1.1)
+        return Found("r", 0, [], ranking=Ranking("r", AnswerMode.POPULAR, []))
+
+    async def _delete(self, user_id: str) -> Deletion:
+        return Deletion(user_id, 5, 0)
+
+    async def _record(self, impressions: list[Impression]) -> None:
+        await asyncio.sleep(0.05)
+        if self.is_away:
+            raise OSError("away")
+        self.recorded += impressions
+
+    def broadcast(self, method: str) -> Any:
+        async def answered(timeout_s: float) -> None:
+            self.broadcasts.append(method)
+
+        return Mock(results_async=answered)
+
+
+@pytest.fixture
+def ingress() -> Any:
+    """Return an ingress as Serve makes it, but for metrics and listeners."""
+    plain = Ingress.func_or_class.__bases__[0]      # type: ignore[attr-defined]
+    # Serve awaits `__del__`; Python would not.
+    kind = type("Plain", (plain,), {"close": plain.__del__, "__del__": lambda self: None})
+    made = object.__new__(kind)
+    made.access, made.metrics, made.config = Access(), Mock(), ServingConfig()
+    made.retriever = made.scorer = Replicas()
+    made._impressions = Groups(made._record_together, 100)
+    made._recording = set()
+    return made
+
+
+def test_a_deletion_empties_the_caches_of_all_scorers(ingress: Any) -> None:
+    answer = asyncio.run(ingress.delete("ann", None))
+    assert (answer.user_id, answer.deleted_s) == ("ann", 5)
+    assert ingress.scorer.broadcasts == ["forget"]
+
+
+def test_an_impression_has_the_time_of_the_request_and_is_stored_before_the_end(
+    ingress: Any,
+) -> None:
+    """A deletion while the answer is made must find it older."""
+    async def ask() -> None:
+        await ingress.recommend(RecommendRequest(user_id="ann"))
+        assert ingress.retriever.recorded == []
+        await ingress.close()
+
+    begin_s = int(time.time())
+    asyncio.run(ask())
+    [impression] = ingress.retriever.recorded
+    assert begin_s <= impression.asked_s < begin_s + 1 + 1
+    assert impression.asked_s < time.time() - 1
+    assert impression.user_id == "ann"
+    assert len(impression.request_id) == 32
+
+
+def test_answers_that_cannot_be_stored_are_given_and_counted(
+    ingress: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask() -> None:
+        ingress.retriever.is_away = True
+        await ingress.recommend(RecommendRequest(user_id="ann"))
+        await ingress.close()
+
+    asyncio.run(ask())
+    assert ingress.metrics.count_lost_impression.call_count == 1
+    assert "is not stored: OSError" in caplog.text
+    assert "ann" not in caplog.text
+
+
+def test_what_is_kept_no_longer_is_removed(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/state.db")
+    now_s = int(time.time())
+    retriever = object.__new__(Retriever.func_or_class)     # type: ignore[attr-defined]
+    retriever.database = database
+
+    def left(days: int) -> set[str]:
+        record(database, [Impression(str(age), None, "r", "crm", now_s - age * 86_400, [])
+                          for age in (0, 1, 3)])
+        retriever.config = ServingConfig(impression_days=days)
+        asyncio.run(retriever.forget_old())
+        return set(read_impressions(database, ["0", "1", "3"]))
+
+    assert left(2) == {"0", "1"}
+    assert left(30) == {"0", "1", "3"}
+    database.dispose()
