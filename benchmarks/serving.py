@@ -1,7 +1,7 @@
 """What an answer costs: mixes beside the bare model, candidates behind one prefix.
 
 python -m benchmarks.serving --json benchmarks/results/serving.json
-    [--model cache/models/smollm2-135m-instruct] [--rounds 5] [--batch 16]
+    [--model cache/models/smollm2-135m-instruct] [--rounds 5] [--batch 16] [--threads 2]
 
 1. Prompts per CPU-second of a batch in which every user has another mix of a bank of 8, in both
    mixing modes: to the bare base model, to PEFT with one named LoRA for each user
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16, help="users of a batch")
+    parser.add_argument("--candidates", type=int, nargs="+", default=CANDIDATES)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result["mixes"] = race_mixes(base, options.batch, options.rounds)
     write_result(result, options.json)
     result["candidates"] = [
-        race_candidates(base, candidates, options.rounds) for candidates in CANDIDATES
+        race_candidates(base, candidates, options.rounds) for candidates in options.candidates
     ]
     write_result(result, options.json)
     print(json.dumps(result, indent=2))

@@ -63,7 +63,7 @@ class Speed:
     """The results of the races, as tables in Markdown; None where one was not run."""
 
     def __init__(self, folder: Path) -> None:
-        names = "adapter_training", "crm_training", "histories"
+        names = "adapter_training", "crm_training", "histories", "serving"
         paths = {name: folder / f"{name}.json" for name in names}
         self.results = {name: _read(path) for name, path in paths.items() if path.exists()}
 
@@ -108,6 +108,33 @@ class Speed:
              str(each["partitions"]), f"{each['interactions_per_s']:,.0f}",
              f"{each['total_mib']:,.0f}", f"{each['idle_mib']:,.0f}")
             for size, each in found.items()
+        ])
+
+    def mixes_table(self) -> str:
+        """Return users with a mix each against the bare model, and PEFT's two ways."""
+        found = {name: each for name, each in self.results["serving"]["mixes"].items()
+                 if isinstance(each, dict)}
+        head = "subject", "prompts per CPU-second", "prompts per second", "ratio to bare", "range"
+        return _table(head, [
+            (name, f"{each['prompts_per_cpu_s']:.2f}", f"{each['prompts_per_wall_s']:.2f}",
+             f"{each['ratio_to_bare']:.2f}", _range(each))
+            for name, each in found.items()
+        ])
+
+    def candidates_table(self) -> str:
+        """Return candidates behind one prefix against prompts of their own."""
+        head = ("candidates", "prompts of their own, per CPU-second", "behind one prefix", "ratio",
+                "range", "ratio of tokens", "prefix kept", "ratio", "logits apart", "their spread")
+        return _table(head, [
+            (str(each["candidates"]), *(
+                f"{each['alone']['candidates_per_cpu_s']:.2f}",
+                f"{each['behind']['candidates_per_cpu_s']:.2f}",
+                f"{each['behind']['ratio_to_alone']:.2f}", _range(each["behind"]),
+                f"{each['token_ratio']:.2f}", f"{each['again']['candidates_per_cpu_s']:.2f}",
+                f"{each['again']['ratio_to_alone']:.2f}", f"{each['largest_difference']:.3f}",
+                f"{each['spread_of_logits']:.2f}",
+            ))
+            for each in self.results["serving"]["candidates"]
         ])
 
     def source(self, name: str) -> str:
