@@ -5,8 +5,9 @@
 While a promotion reaches the replicas they may differ. Then the scorer names the release that it
 holds, and the retriever, which keeps the previous one, answers again from that.
 
-A scorer that dies is asked once more, which is another one; where none answers in time, or all are
-too busy, the retriever ranks by its CRM.
+A user's requests go to the same scorer where the config routes by session: it may have kept their
+prefix. A scorer that dies is asked once more, which is another one; where none answers in time, or
+all are too busy, the retriever ranks by its CRM.
 """
 
 import asyncio
@@ -56,10 +57,11 @@ async def rank_by_one_release(
 async def _rank(
     retriever: Handle, scorer: Handle, task: RankTask, release_id: str
 ) -> Ranking | Unavailable:
+    near = scorer.options(session_id=task.user_id)
     for is_last in (False, True):
         try:
             async with asyncio.timeout(_left_s(task)):
-                answer: Ranking | Unavailable = await scorer.rank.remote(task, release_id)
+                answer: Ranking | Unavailable = await near.rank.remote(task, release_id)
                 return answer
         except RayActorError as error:
             if is_last:

@@ -54,6 +54,11 @@ class FakeRetriever:
 @dataclass
 class FakeScorer:
     held: list[str]
+    sessions: list[str] = field(default_factory=list)
+
+    def options(self, *, session_id: str) -> "FakeScorer":
+        self.sessions.append(session_id)
+        return self
 
     @property
     def rank(self) -> Call:
@@ -70,6 +75,9 @@ class FailingScorer:
 
     def __init__(self, *steps: Exception | float | None) -> None:
         self.steps = list(steps)
+
+    def options(self, **_: Any) -> "FailingScorer":
+        return self
 
     @property
     def rank(self) -> Any:
@@ -104,6 +112,13 @@ def test_both_halves_answer_from_one_release(
     retriever: list[str], scorer: list[str], expected: str
 ) -> None:
     assert answering_release(retriever, scorer) == expected
+
+
+def test_a_users_requests_have_one_session() -> None:
+    scorer = FakeScorer(["a"])
+    halves: list[Any] = [FakeRetriever(["a"]), scorer]
+    asyncio.run(rank_by_one_release(*halves, Query(k=1, user_id="u")))
+    assert scorer.sessions == ["u"]
 
 
 @pytest.mark.parametrize(("retriever", "scorer"), [([], ["a"]), (["a"], []), (["a"], ["b"])])

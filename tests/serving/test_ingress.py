@@ -46,6 +46,9 @@ class Replicas:
             raise OSError("away")
         self.recorded += impressions
 
+    def options(self, **_: Any) -> "Replicas":
+        return self
+
     def broadcast(self, method: str) -> Any:
         async def answered(timeout_s: float) -> None:
             self.broadcasts.append(method)
