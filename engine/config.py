@@ -515,7 +515,8 @@ class ServingConfig(Section):
     max_batch_size: int = Field(default=8, ge=1, le=32)
     """Requests that one forward pass of the language model may serve."""
     batch_wait_s: float = Field(default=0.005, ge=0)
-    """Longest wait for a batch to fill."""
+    """How long a request that finds an idle scorer waits for others; later ones share the next
+    batch."""
     prefix_cache_mib: int = Field(default=512, ge=0)
     """Memory of each scorer replica for prefixes that were read: a user's next request costs only
     its candidates. About 23 kB a token with SmolLM2-135M in bfloat16; 0 keeps none."""

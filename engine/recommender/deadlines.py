@@ -4,6 +4,7 @@ All requests of a batch are answered when its last token is read: a request that
 others later.
 """
 
+import math
 from collections.abc import Sequence
 
 NEWEST = 0.3
@@ -15,14 +16,23 @@ class Pace:
 
     def __init__(self) -> None:
         self._seconds_per_token: float | None = None
+        self._is_warm = False
 
     def learn(self, tokens: int, seconds: float) -> None:
-        """Take in one measurement."""
+        """Take in one measurement; the first, which pays for what is loaded only once, is not."""
         if tokens == 0:
+            return
+        if not self._is_warm:
+            self._is_warm = True
             return
         newest = seconds / tokens
         known = newest if self._seconds_per_token is None else self._seconds_per_token
         self._seconds_per_token = known + NEWEST * (newest - known)
+
+    def doubt(self) -> None:
+        """Expect less: nothing was read, so nothing else would ever correct a pace too slow."""
+        if self._seconds_per_token is not None:
+            self._seconds_per_token *= 1 - NEWEST
 
     def seconds(self, tokens: int) -> float:
         """Return how long these tokens should take; 0 before anything is known."""
@@ -30,15 +40,18 @@ class Pace:
 
 
 def in_time(costs_s: Sequence[float], left_s: Sequence[float]) -> list[bool]:
-    """Tell which requests to read: the most whose costs together fit into what each has left.
+    """Tell which requests to read: all that have any time (infinity), and the most of the others
+    whose costs together fit into what each has left.
 
-    Where the request with the least time left is fixed, those with more time are taken by their
-    cost, the cheapest first; the best of these choices is the best of all. Ties: more time left.
+    Where the request with the least time left is fixed, those with more are taken by their cost,
+    the cheapest first; the best of these choices is the best of all. Ties: more time left.
     """
+    patient = [place for place, left in enumerate(left_s) if left == math.inf]
+    patient_s = sum(costs_s[place] for place in patient)
     best: list[int] = []
-    for limit_s in sorted(set(left_s), reverse=True):
-        able = [place for place, left in enumerate(left_s) if left >= limit_s]
-        chosen, total_s = [], 0.0
+    for limit_s in sorted(set(left_s) - {math.inf}, reverse=True):
+        able = [place for place, left in enumerate(left_s) if limit_s <= left < math.inf]
+        chosen, total_s = [], patient_s
         for place in sorted(able, key=lambda place: costs_s[place]):
             total_s += costs_s[place]
             if total_s > limit_s:
@@ -46,4 +59,5 @@ def in_time(costs_s: Sequence[float], left_s: Sequence[float]) -> list[bool]:
             chosen.append(place)
         if len(chosen) > len(best):
             best = chosen
-    return [place in best for place in range(len(costs_s))]
+    chosen_at_all = {*patient, *best}
+    return [place in chosen_at_all for place in range(len(costs_s))]

@@ -37,13 +37,6 @@ class Reading:
     shown: IntArray
     """Positions of the past events in any of the texts, ascending."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Return the tokens of all prompts."""
-        return sum(
-            len(prompt.prefix) + sum(map(len, prompt.blocks)) for prompt in self.prompts
-        )
-
 
 def read_prompts(
     language: LanguageHalf, history: History, profile: Profile, candidates: IntArray,
@@ -92,6 +85,16 @@ def score_readings(
         for of_request, values in zip(found, scored, strict=True):
             of_request.append(values)
     return [np.concatenate(parts) for parts in logits]
+
+
+def tokens_to_read(release: LoadedRelease, reading: Reading, cache: PrefixCache | None) -> int:
+    """Return how many tokens the language model has to read: kept prefixes cost nothing."""
+    total = 0
+    for prompt, gates in zip(reading.prompts, reading.gates, strict=True):
+        total += sum(map(len, prompt.blocks))
+        key = PrefixKey.of(release.release_id, gates, prompt.prefix)
+        total += 0 if cache is not None and key in cache else len(prompt.prefix)
+    return total
 
 
 def _read_prefixes(

@@ -52,6 +52,11 @@ class PrefixCache:
         """Return the memory in use."""
         return int(self._states.currsize)
 
+    def __contains__(self, key: PrefixKey) -> bool:
+        """Tell whether a prefix is kept; does not count as its use."""
+        with self._lock:
+            return key in self._states
+
     def get(self, key: PrefixKey) -> PrefixStates | None:
         """Return the states of a prefix, None if they are not there."""
         with self._lock:

@@ -19,7 +19,12 @@ from engine.errors import PromptError
 from engine.metrics.gates import entropies
 from engine.recommender.deadlines import Pace, in_time
 from engine.recommender.explanation import Explanation, explain
-from engine.recommender.language import Reading, read_prompts, score_readings
+from engine.recommender.language import (
+    Reading,
+    read_prompts,
+    score_readings,
+    tokens_to_read,
+)
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.release import LoadedRelease
 from engine.types import AnswerMode, CRMOutput, FloatArray, History, IntArray, Profile
@@ -91,14 +96,11 @@ def rank(
         _read(release, task, profile, output, order)
         for task, profile, output, order in zip(tasks, profiles, outputs, orders, strict=True)
     ]
-    readings = _readable(tasks, readings, pace)
+    readings, tokens = _readable(release, tasks, readings, cache, pace)
     clock.stop("prompts")
     llm_logits = score_readings(release, readings, cache)
     clock.stop("llm")
-    pace.learn(
-        sum(each.num_tokens for each in readings if each is not None),
-        clock.stage_ms["llm"] / 1000,
-    )
+    pace.learn(tokens, clock.stage_ms["llm"] / 1000)
     return [
         _ranking(release, task, output, order, reading, logits, clock.stage_ms)
         for task, output, order, reading, logits in zip(
@@ -156,7 +158,7 @@ def _read(
 ) -> Reading | None:
     """Return the prompts of the best M; None (and a log line) where they cannot be built."""
     best = order[: task.llm_candidates]
-    if release.language is None or len(best) == 0:
+    if release.language is None or len(best) == 0 or task.answer_by_s <= time.time():
         return None
     try:
         return read_prompts(release.language, task.history, profile, task.candidates, output, best)
@@ -166,19 +168,23 @@ def _read(
 
 
 def _readable(
-    tasks: Sequence[RankTask], readings: Sequence[Reading | None], pace: Pace
-) -> list[Reading | None]:
-    """Return the readings without those for which there is no time."""
-    now_s, found = time.time(), list(readings)
-    asked = [place for place, each in enumerate(readings) if each is not None]
+    release: LoadedRelease, tasks: Sequence[RankTask], readings: Sequence[Reading | None],
+    cache: PrefixCache | None, pace: Pace,
+) -> tuple[list[Reading | None], int]:
+    """Return the readings without those for which there is no time, and their tokens."""
+    now_s = time.time()
+    asked = [(place, each) for place, each in enumerate(readings) if each is not None]
+    tokens = [tokens_to_read(release, each, cache) for _, each in asked]
     chosen = in_time(
-        [pace.seconds(each.num_tokens) for each in readings if each is not None],
-        [tasks[place].answer_by_s - now_s for place in asked],
+        [pace.seconds(number) for number in tokens],
+        [tasks[place].answer_by_s - now_s for place, _ in asked],
     )
-    for place, is_chosen in zip(asked, chosen, strict=True):
-        if not is_chosen:
-            found[place] = None
-    return found
+    if asked and not any(chosen):
+        pace.doubt()
+    found: list[Reading | None] = [None] * len(readings)
+    for (place, each), is_chosen in zip(asked, chosen, strict=True):
+        found[place] = each if is_chosen else None
+    return found, sum(number for number, is_chosen in zip(tokens, chosen, strict=True) if is_chosen)
 
 
 def _ranking(

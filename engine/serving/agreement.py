@@ -6,14 +6,15 @@ While a promotion reaches the replicas they may differ. Then the scorer names th
 holds, and the retriever, which keeps the previous one, answers again from that.
 
 A user's requests go to the same scorer where the config routes by session: it may have kept their
-prefix. A scorer that dies is asked once more, which is another one; where none answers in time, or
-all are too busy, the retriever ranks by its CRM.
+prefix. Where a scorer dies, they are asked once more; where none answers in time, all are too busy
+or one fails, the retriever ranks by its CRM.
 """
 
 import asyncio
 import logging
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -29,6 +30,8 @@ Handle = DeploymentHandle[Any]
 ATTEMPTS = 3
 CRM_S = 0.02
 """Part of a request's time that is kept for an answer by the CRM alone."""
+SCORER_S = 0.04
+"""What the scorer leaves of it: that part, and the way back."""
 
 log = logging.getLogger(__name__)
 
@@ -58,25 +61,32 @@ async def _rank(
     retriever: Handle, scorer: Handle, task: RankTask, release_id: str
 ) -> Ranking | Unavailable:
     near = scorer.options(session_id=task.user_id)
+    hurried = replace(task, answer_by_s=task.answer_by_s - SCORER_S)
     for is_last in (False, True):
+        left_s = task.answer_by_s - time.time() - CRM_S
+        if left_s <= 0:
+            break
+        response = near.rank.remote(hurried, release_id)
         try:
-            async with asyncio.timeout(_left_s(task)):
-                answer: Ranking | Unavailable = await near.rank.remote(task, release_id)
+            async with asyncio.timeout(None if left_s == math.inf else left_s):
+                answer: Ranking | Unavailable = await response
                 return answer
         except RayActorError as error:
             if is_last:
                 log.warning("answering by CRM: %s", error)
-        except (TimeoutError, BackPressureError, RayTaskError) as error:
-            log.warning("answering by CRM: %s: %s", type(error).__name__, error)
+        except TimeoutError:
+            # Else it would be ranked for nobody.
+            response.cancel()   # type: ignore[no-untyped-call]
+            log.info("answering by CRM: no scorer answered in time")
+            break
+        except BackPressureError as error:
+            log.info("answering by CRM: %s", error)
+            break
+        except RayTaskError as error:
+            log.error("answering by CRM, the scorer failed: %s", error)
             break
     answer = await retriever.rank.remote(task, release_id)
     return answer
-
-
-def _left_s(task: RankTask) -> float | None:
-    """Return how long a scorer may take; None if there is no hurry."""
-    left_s = task.answer_by_s - time.time() - CRM_S
-    return left_s if math.isfinite(left_s) else None
 
 
 def no_release() -> ReleaseNotFoundError:

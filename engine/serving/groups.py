@@ -6,6 +6,7 @@ that finds nobody before it waits for no other (or for `wait_s`).
 """
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -41,7 +42,8 @@ class Groups(Generic[Item, Found]):
         future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._running is None:
-            self._running = asyncio.create_task(self._run_all())
+            # In no request's context: one that is cancelled would take the others along.
+            self._running = asyncio.create_task(self._run_all(), context=contextvars.Context())
         return await future
 
     async def _run_all(self) -> None:
@@ -69,11 +71,23 @@ class Groups(Generic[Item, Found]):
     async def _answer(self, group: list[tuple[Item, "asyncio.Future[Found]"]]) -> None:
         try:
             results = await self._run([item for item, _ in group])
+            if len(results) != len(group):
+                raise RuntimeError(f"{len(results)} results for {len(group)} items")
         except Exception as error:  # noqa: BLE001  it is the callers'
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(error)
+            self._fail(group, error)
+            return
+        except asyncio.CancelledError:
+            self._fail(group, RuntimeError("what the group had asked for was cancelled"))
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
             return
         for (_, future), result in zip(group, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+    @staticmethod
+    def _fail(group: list[tuple[Item, "asyncio.Future[Found]"]], error: Exception) -> None:
+        for _, future in group:
+            if not future.done():
+                future.set_exception(error)

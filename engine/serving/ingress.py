@@ -103,6 +103,7 @@ class Ingress:
     def __init__(
         self, config: ServingConfig, retriever: Handle, scorer: Handle
     ) -> None:
+        self._recording: set[asyncio.Task[None]] = set()
         self.access = Access.of_environment()
         self.access.check_listeners(listening_hosts())
         self.metrics = AnswerMetrics()
@@ -110,7 +111,6 @@ class Ingress:
         self.retriever = retriever
         self.scorer = scorer
         self._impressions = Groups(self._record_together, GROUP_ANSWERS)
-        self._recording: set[asyncio.Task[None]] = set()
 
     async def __del__(self) -> None:
         """Store what is not stored yet; Serve waits for it."""
@@ -170,6 +170,10 @@ class Ingress:
             await self.scorer.broadcast("forget").results_async(timeout_s=BROADCAST_TIMEOUT_S)
         except RayActorError as error:      # and with it what it kept
             log.warning("a scorer died: %s", error)
+        except TimeoutError:
+            raise TimeoutError(
+                "the user is deleted, but a scorer does not answer and may keep a prefix; try again"
+            ) from None
         return DeletionAnswer.model_validate(deletion)
 
     @api.get("/v1/release")

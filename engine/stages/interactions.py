@@ -5,6 +5,8 @@
 Users who were deleted in `config.run.state` are left out, of quarantine, too.
 """
 
+import logging
+import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ import ray
 
 from engine import artifacts, storage
 from engine.artifacts import Artifact
-from engine.config import EngineConfig, default_state
+from engine.config import DEFAULT_STATE, EngineConfig, default_state
 from engine.data.deletions import Deletions
 from engine.data.entities import (
     items_without_file,
@@ -35,8 +37,11 @@ from engine.data.interactions import (
 from engine.data.layouts import Layout, find_layout
 from engine.data.schema import INTERACTIONS, QUARANTINE, part_name, users_schema
 from engine.data.tables import Table
-from engine.state.database import database_exists, open_database
+from engine.errors import ConfigError
+from engine.state.database import connect, database_exists
 from engine.state.deletions import all_deletions
+
+log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 32 * 2**20
 """Rows that a reading task passes on, and that a shuffling task sorts by partition, at a time; each
@@ -63,9 +68,15 @@ def import_data(run: str, config: EngineConfig) -> Artifact:
 
 def _read_deletions(state: str | None) -> Deletions:
     """Return whom the service deleted; nobody where none has run yet on the default database."""
-    if state is None or (state == default_state() and not database_exists(state)):
+    if state is None:
         return Deletions.of({})
-    database = open_database(state, must_exist=True)
+    if not database_exists(state):
+        if state not in (DEFAULT_STATE, default_state()):
+            where = f"(working folder {os.getcwd()!r})"
+            raise ConfigError(f"run.state {state!r} does not exist {where}")
+        log.info("no service has run here (%s): nobody was deleted", state)
+        return Deletions.of({})
+    database = connect(state)
     try:
         return Deletions.of(all_deletions(database))
     finally:

@@ -77,9 +77,11 @@ def release_files(parts: Parts) -> dict[str, str]:
 def release_facts(config: EngineConfig, parts: Parts) -> Mapping[str, Any]:
     """Return what the manifest says beside the files."""
     timeline = read_timeline(parts.histories.path("timeline.json"))
+    settings = config.settings()
+    del settings["run"]["state"]            # where users are deleted is nobody's business
     return {
         "inputs": {part.kind: part.key for part in parts.all()},
-        "config": config.settings(),
+        "config": settings,
         "base_model": {
             "name": config.base_model.name, "files": base_model_digest(config.base_model),
         },

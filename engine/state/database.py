@@ -91,13 +91,12 @@ IMPRESSIONS = Table(
 )
 
 
-def open_database(url: str, *, must_exist: bool = False) -> Engine:
+def open_database(url: str) -> Engine:
     """Connect and bring the schema up to date; any number of processes may do so at once.
 
-    Raises ConfigError if the URL is neither SQLite's (with a file) nor PostgreSQL's, or if the file
-    `must_exist` and does not.
+    Raises ConfigError if the URL is neither SQLite's (with a file) nor PostgreSQL's.
     """
-    engine = _connect(url, must_exist=must_exist)
+    engine = connect(url)
     with _one_migration, _migrating(engine) as connection:
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -148,7 +147,8 @@ def _lock_deletions(connection: Connection, function: str) -> None:
         connection.execute(text(f"SELECT {function}(:key)"), {"key": DELETION_LOCK})
 
 
-def _connect(url: str, *, must_exist: bool) -> Engine:
+def connect(url: str) -> Engine:
+    """Connect, leaving the schema as it is. Raises as `open_database`."""
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "postgresql":
@@ -164,8 +164,6 @@ def _connect(url: str, *, must_exist: bool) -> Engine:
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"database URL {url!r} is not valid: {error}") from error
     file = Path(str(parsed.database)).expanduser().resolve()
-    if must_exist and not file.is_file():
-        raise ConfigError(f"database {url!r} does not exist (it means {file})")
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         parsed.set(drivername="sqlite+pysqlite", database=str(file)),

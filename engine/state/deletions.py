@@ -4,7 +4,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, delete, select
+from sqlalchemy import Connection, Engine, delete, inspect, select
 
 from engine.state.database import (
     DELETIONS,
@@ -63,7 +63,11 @@ def deletion_times(connection: Connection, user_ids: Collection[str]) -> dict[st
 
 
 def all_deletions(engine: Engine) -> dict[str, int]:
-    """Return the time of every deletion by user id, in order of the ids."""
+    """Return the time of every deletion by user id, in order of the ids; none before there was such
+    a table.
+    """
+    if not inspect(engine).has_table(DELETIONS.name):
+        return {}
     statement = select(DELETIONS.c.user_id, DELETIONS.c.deleted_s).order_by(DELETIONS.c.user_id)
     with engine.connect() as connection:
         return {row.user_id: row.deleted_s for row in connection.execute(statement)}

@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from ray.serve.exceptions import BackPressureError
 from engine.errors import ReleaseNotFoundError
 from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking, RankTask
-from engine.serving.agreement import rank_by_one_release
+from engine.serving.agreement import SCORER_S, rank_by_one_release
 from engine.serving.releases import Unavailable
 from engine.types import AnswerMode, History
 
@@ -25,8 +26,10 @@ class Call:
     def __init__(self, function: Any) -> None:
         self.function = function
 
-    async def remote(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
+    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answered.set_result(self.function(*arguments))
+        return answered
 
 
 @dataclass
@@ -70,27 +73,49 @@ class FakeScorer:
         return Ranking(release_id, AnswerMode.FULL, [])
 
 
+class Response:
+    """An answer under way."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = task
+
+    def __await__(self) -> Any:
+        return asyncio.shield(self.task).__await__()
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+
 class FailingScorer:
     """Does one thing after another: raises an error, waits for some seconds, or answers."""
 
     def __init__(self, *steps: Exception | float | None) -> None:
         self.steps = list(steps)
+        self.cancelled = 0
+        self.asked: list[RankTask] = []
 
     def options(self, **_: Any) -> "FailingScorer":
         return self
 
     @property
     def rank(self) -> Any:
-        class Slow:
-            @staticmethod
-            async def remote(_task: RankTask, release_id: str) -> Ranking:
-                step = self.steps.pop(0)
-                if isinstance(step, Exception):
-                    raise step
+        async def answer(release_id: str) -> Ranking:
+            step = self.steps.pop(0)
+            if isinstance(step, Exception):
+                raise step
+            try:
                 await asyncio.sleep(step or 0)
-                return Ranking(release_id, AnswerMode.FULL, [])
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+            return Ranking(release_id, AnswerMode.FULL, [])
 
-        return Slow
+        def remote(task: RankTask, release_id: str) -> asyncio.Future[Ranking]:
+            """As Ray's response: to leave it does not cancel it."""
+            self.asked.append(task)
+            return Response(asyncio.ensure_future(answer(release_id)))   # type: ignore[return-value]
+
+        return Mock(remote=remote)
 
 
 def answering_release(retriever: list[str], scorer: list[str]) -> str:
@@ -140,6 +165,7 @@ BUG = RayTaskError("rank", "the trace", KeyError("a bug")).as_instanceof_cause()
     ([BUG, None], 60, AnswerMode.CRM, 1),
     ([30.0, None], 0.1, AnswerMode.CRM, 1),
     ([DIED, 30.0], 0.1, AnswerMode.CRM, 0),         # once more, within the same time
+    ([None], 0.01, AnswerMode.CRM, 1),              # no time to ask
     ([0.01], None, AnswerMode.FULL, 0),
 ])
 def test_where_no_scorer_answers_in_time_the_crm_does(
@@ -149,7 +175,15 @@ def test_where_no_scorer_answers_in_time_the_crm_does(
     retriever: Any = FakeRetriever(["a"], task=replace(TASK, answer_by_s=answer_by_s))
     scorer: Any = FailingScorer(*steps)
     begin_s = time.monotonic()
-    _, ranking = asyncio.run(rank_by_one_release(retriever, scorer, Query(k=1, user_id="u")))
+
+    async def ask() -> Ranking:
+        _, found = await rank_by_one_release(retriever, scorer, Query(k=1, user_id="u"))
+        await asyncio.sleep(0.01)
+        return found
+
+    ranking = asyncio.run(ask())
     assert ranking.mode is mode
+    assert scorer.cancelled == (30.0 in steps)      # nobody waits for it any more
+    assert all(task.answer_by_s == answer_by_s - SCORER_S for task in scorer.asked)
     assert len(scorer.steps) == unused
     assert time.monotonic() - begin_s < 20

@@ -1,4 +1,5 @@
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
@@ -76,6 +77,38 @@ def test_an_error_is_that_of_its_group_alone() -> None:
     do(test())
 
 
+@pytest.mark.parametrize("fault", ["cancelled", "too few"])
+def test_no_fault_leaves_a_caller_waiting(fault: str) -> None:
+    async def test() -> None:
+        async def run(items: list[int]) -> list[int]:
+            if items == [4]:
+                return [8]
+            await asyncio.sleep(0)
+            if fault == "cancelled":
+                raise asyncio.CancelledError
+            return [0] * (len(items) - 1)
+
+        groups = Groups(run, limit=2)
+        found = await asyncio.gather(*ask(groups, 1, 2, 3), return_exceptions=True)
+        assert [type(each) for each in found] == [RuntimeError] * 3
+        assert await groups.ask(4) == 8
+
+    do(test())
+
+
+def test_a_group_runs_in_no_callers_context() -> None:
+    caller = contextvars.ContextVar("caller", default="nobody")
+
+    async def test() -> None:
+        async def run(items: list[int]) -> list[str]:
+            return [caller.get()] * len(items)
+
+        caller.set("ann")
+        assert await Groups(run, limit=2).ask(1) == "nobody"
+
+    do(test())
+
+
 def test_who_leaves_is_not_waited_for_and_takes_nobody_along() -> None:
     async def test() -> None:
         work = Work()
@@ -99,7 +132,7 @@ def test_the_first_may_wait_for_company() -> None:
     async def test() -> None:
         work = Work()
         work.go_on.set()
-        groups = Groups(work.run, limit=100, wait_s=0.2)
+        groups = Groups(work.run, limit=100, wait_s=1.0)
         first = ask(groups, 1)
         await asyncio.sleep(0.01)
         assert await asyncio.gather(*first, *ask(groups, 2)) == [2, 4]

@@ -116,6 +116,8 @@ def test_the_death_of_a_scorer_fails_no_request(service: Service) -> None:
     for thread in asking:
         thread.start()
     try:
+        while (200, "full") not in answers:
+            time.sleep(0.05)
         kill_replica(service, "Scorer")
     finally:
         is_over.set()

@@ -47,15 +47,6 @@ def test_sqlite_writes_ahead_and_syncs_every_commit(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_database_that_must_exist_is_not_made(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/typo/events.db"
-    with pytest.raises(ConfigError, match=r"typo/events.db' does not exist"):
-        open_database(url, must_exist=True)
-    assert not (tmp_path / "typo").exists()
-    open_database(url).dispose()
-    open_database(url, must_exist=True).dispose()
-
-
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://h/db", "nonsense"])
 def test_an_unsupported_url_is_refused_by_name(url: str) -> None:
     with pytest.raises(ConfigError, match=r"sqlite|mysql|nonsense"):

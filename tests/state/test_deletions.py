@@ -1,10 +1,18 @@
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect, text
 
-from engine.state.database import EVENTS, lock_to_store, open_database, writing
+from engine.state.database import (
+    EVENTS,
+    connect,
+    database_exists,
+    lock_to_store,
+    open_database,
+    writing,
+)
 from engine.state.deletions import all_deletions, delete_user, is_deleted
 from engine.state.events import Event, EventState, append
 from engine.state.histories import PastEvent, count_events, newest_events, seed
@@ -109,3 +117,17 @@ def test_storing_does_not_wait_for_storing(database: Engine, database_url: str) 
         lock_to_store(connection)
         assert append(other, [EVENT])[0].state is EventState.STORED
     other.dispose()
+
+
+def test_a_database_of_before_there_were_deletions_has_none_and_stays_as_it_is(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/old.db"
+    assert not database_exists(url)
+    database = connect(url)
+    with database.begin() as connection:
+        connection.execute(text("CREATE TABLE events (event_id TEXT)"))
+    assert database_exists(url)
+    assert all_deletions(database) == {}
+    assert inspect(database).get_table_names() == ["events"]
+    database.dispose()
