@@ -162,7 +162,7 @@ class Ingress:
     @api.delete("/v1/users/{user_id:path}")
     async def delete(self, user_id: UserId, key: Key) -> DeletionAnswer:
         """Remove a user's events and what is computed of them, and keep training from learning of
-        them; safe to repeat.
+        them. To repeat it removes what came since.
         """
         self.access.require(Right.ADMIN, _text(key))
         deletion = await self.retriever.delete.remote(user_id)
