@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import ColumnsConfig, LabelConfig, SourceConfig
+from engine.data.deletions import Deletions
 from engine.data.entities import read_items, read_users
 from engine.data.layouts import find_layout
 from engine.errors import ConfigError, DataError
@@ -56,7 +57,9 @@ def test_profiles_are_words(
     _, own_age, _, own_job = make_sample().users[1]
     layout = find_layout(_source(writer(tmp_path), format))
     assert layout.users is not None
-    users, _ = read_users(layout.users, ("gender", "age", "occupation"), 100)
+    users, _ = read_users(
+        layout.users, ("gender", "age", "occupation"), 100, Deletions.of({})
+    )
     row = next(row for row in users.to_pylist() if row["user_id"] == "2")
     ages = {"under 35": "25-34", "over": "56+"}
     expected_age = str(own_age) if age is None else ages["under 35" if own_age < 35 else "over"]
