@@ -109,9 +109,8 @@ def test_events_that_are_being_stored_are_deleted_or_refused(
     other.dispose()
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)     # SQLite has one writer
 def test_storing_does_not_wait_for_storing(database: Engine, database_url: str) -> None:
-    if database.dialect.name == "sqlite":
-        pytest.skip("SQLite has one writer")
     other = open_database(database_url)
     with writing(database).begin() as connection:
         lock_to_store(connection)
