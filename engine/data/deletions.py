@@ -41,6 +41,20 @@ class Deletions:
         is_later = pc.greater(checked["timestamp_s"], deleted_s)
         is_sound = pc.is_null(checked["reason"])
         remaining = checked.filter(pc.fill_null(pc.and_(is_later, is_sound), True))
-        is_nobodys = pc.equal(pc.fill_null(remaining["user_id"], ""), "")
-        texts = pc.if_else(is_nobodys, None, remaining["text"])
-        return remaining.set_column(remaining.schema.get_field_index("text"), "text", texts)
+        return _without_nobodys_text(remaining, remaining["user_id"])
+
+    def other_users(self, rows: pa.Table, id_column: str) -> pa.Table:
+        """Return a users file's rows (with their `text`) without those of deleted users, whenever
+        that was; the text of rows whose id cannot be read goes, too.
+        """
+        if len(self.user_ids) == 0:
+            return rows
+        ids = pc.utf8_trim_whitespace(rows[id_column])
+        rows = _without_nobodys_text(rows, ids)
+        return rows.filter(pc.invert(pc.is_in(ids, self.user_ids)))
+
+
+def _without_nobodys_text(rows: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
+    is_nobodys = pc.equal(pc.fill_null(ids, ""), "")
+    texts = pc.if_else(is_nobodys, None, rows["text"])
+    return rows.set_column(rows.schema.get_field_index("text"), "text", texts)

@@ -37,7 +37,7 @@ def read_users(
 
     A profile does not tell when it was written, so it goes even if the user came back.
     """
-    rows, refused = _read(entities, chunk_rows, skipped=deletions.user_ids)
+    rows, refused = _read(entities, chunk_rows, deletions)
     values = [{"user_id": user_id, **row} for user_id, row in sorted(rows.items())]
     return pa.Table.from_pylist(values, schema=users_schema(fields)), refused
 
@@ -66,11 +66,11 @@ def items_without_file(item_ids: Iterable[str], fields: tuple[str, ...]) -> pa.T
 
 
 def _read(
-    entities: Entities, chunk_rows: int, skipped: pa.Array | None = None
+    entities: Entities, chunk_rows: int, deletions: Deletions | None = None
 ) -> tuple[dict[str, dict[str, tuple[str, ...]]], pa.Table]:
     """Return the fields by id, the first row of an id winning, and the quarantined rows.
 
-    Rows of the ids `skipped` are in neither, nor is the text of rows whose id cannot be read.
+    Of users, those who were deleted are in neither.
     """
     sources: dict[str, FieldSource] = dict(entities.fields)
     if "title" not in sources:
@@ -79,11 +79,8 @@ def _read(
     known: dict[str, dict[str, tuple[str, ...]]] = {}
     refused = []
     for chunk in entities.table.chunks(names, chunk_rows):
-        if skipped is not None and len(skipped):
-            trimmed = pc.utf8_trim_whitespace(chunk[entities.id_column])
-            texts = pc.if_else(pc.equal(pc.fill_null(trimmed, ""), ""), None, chunk["text"])
-            chunk = chunk.set_column(chunk.schema.get_field_index("text"), "text", texts)
-            chunk = chunk.filter(pc.invert(pc.is_in(trimmed, skipped)))
+        if deletions is not None:
+            chunk = deletions.other_users(chunk, entities.id_column)
         texts = {name: pc.fill_null(chunk[name], "").to_pylist() for name in names}
         ids = [text.strip() for text in texts[entities.id_column]]
         for row, (key, fault) in enumerate(zip(ids, chunk["fault"].to_pylist(), strict=True)):

@@ -158,8 +158,7 @@ def user_events(
     """Return a user's newest events, newest first; UnknownUserError if nobody has this id."""
     history = newest_known(release, database, user_id, limit)
     has_events = len(history) > 0 or len(newest_events(database, user_id, 1)) > 0
-    is_known = release.knows(user_id) and not is_deleted(database, user_id)
-    if not has_events and not is_known:
+    if not has_events and (not release.knows(user_id) or is_deleted(database, user_id)):
         raise UnknownUserError(f"user {user_id!r} has no events and no profile")
     return shown_events(release, history, limit)
 

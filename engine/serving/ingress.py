@@ -103,7 +103,7 @@ class Ingress:
     def __init__(
         self, config: ServingConfig, retriever: Handle, scorer: Handle
     ) -> None:
-        self._recording: set[asyncio.Task[None]] = set()
+        self._recording: set[asyncio.Task[None]] = set()    # `__del__` reads it
         self.access = Access.of_environment()
         self.access.check_listeners(listening_hosts())
         self.metrics = AnswerMetrics()

@@ -11,10 +11,10 @@ on disk before it returns); PostgreSQL serves a cluster.
 import fcntl
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -27,6 +27,8 @@ from sqlalchemy import (
     Float,
     Index,
     MetaData,
+    Row,
+    Select,
     SmallInteger,
     String,
     Table,
@@ -42,6 +44,8 @@ from sqlalchemy.sql.dml import Insert
 from engine.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 30_000
@@ -129,6 +133,20 @@ def upsert(engine: Engine, table: Table, key: str, *, replaced: Sequence[str] = 
     return insert.on_conflict_do_update(
         index_elements=[key], set_={name: insert.excluded[name] for name in replaced}
     )
+
+
+def rows_of(
+    connection: Connection, rows: Select[Any], key: Column[Any], values: Collection[str]
+) -> Iterator[Row[Any]]:
+    """Yield the selected rows whose key is one of the values, in any order, each row once."""
+    for some in batches(list(dict.fromkeys(values))):
+        yield from connection.execute(rows.where(key.in_(some)))
+
+
+def batches(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """Yield as many at a time as one statement may have."""
+    for start in range(0, len(values), MAX_ROWS):
+        yield values[start : start + MAX_ROWS]
 
 
 def lock_to_store(connection: Connection) -> None:

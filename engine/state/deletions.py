@@ -10,8 +10,8 @@ from engine.state.database import (
     DELETIONS,
     EVENTS,
     IMPRESSIONS,
-    MAX_ROWS,
     lock_to_delete,
+    rows_of,
     upsert,
     writing,
 )
@@ -53,13 +53,8 @@ def is_deleted(engine: Engine, user_id: str) -> bool:
 
 def deletion_times(connection: Connection, user_ids: Collection[str]) -> dict[str, int]:
     """Return when users were deleted, in seconds since 1970; those who were not are left out."""
-    asked = list(dict.fromkeys(user_ids))
-    found: dict[str, int] = {}
-    for start in range(0, len(asked), MAX_ROWS):
-        chosen = DELETIONS.c.user_id.in_(asked[start : start + MAX_ROWS])
-        rows = connection.execute(select(DELETIONS.c.user_id, DELETIONS.c.deleted_s).where(chosen))
-        found |= {row.user_id: row.deleted_s for row in rows}
-    return found
+    rows = rows_of(connection, select(DELETIONS), DELETIONS.c.user_id, user_ids)
+    return {row.user_id: row.deleted_s for row in rows}
 
 
 def all_deletions(engine: Engine) -> dict[str, int]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, Engine, select
 
-from engine.state.database import EVENTS, MAX_ROWS, lock_to_store, upsert, writing
+from engine.state.database import EVENTS, batches, lock_to_store, rows_of, upsert, writing
 from engine.state.deletions import deletion_times
 
 
@@ -109,9 +109,8 @@ def _insert_new(
     """
     rows = [_row(events[event_id], received_s) for event_id in sorted(events)]
     stored: set[str] = set()
-    for start in range(0, len(rows), MAX_ROWS):
-        chunk = rows[start : start + MAX_ROWS]
-        statement = upsert(engine, EVENTS, "event_id").values(chunk)
+    for some in batches(rows):
+        statement = upsert(engine, EVENTS, "event_id").values(some)
         stored |= set(connection.scalars(statement.returning(EVENTS.c.event_id)))
     return stored
 
@@ -124,9 +123,5 @@ def _row(event: Event, received_s: int) -> dict[str, object]:
 
 def _read(connection: Connection, event_ids: Sequence[str]) -> dict[str, Event]:
     columns = [column for column in EVENTS.c if column.name != "received_s"]
-    found = {}
-    for start in range(0, len(event_ids), MAX_ROWS):
-        chosen = EVENTS.c.event_id.in_(event_ids[start : start + MAX_ROWS])
-        for row in connection.execute(select(*columns).where(chosen)):
-            found[row.event_id] = Event(*row)
-    return found
+    rows = rows_of(connection, select(*columns), EVENTS.c.event_id, event_ids)
+    return {row.event_id: Event(**row._mapping) for row in rows}

@@ -8,8 +8,8 @@ from sqlalchemy import Engine, delete, select
 
 from engine.state.database import (
     IMPRESSIONS,
-    MAX_ROWS,
     lock_to_store,
+    rows_of,
     upsert,
     writing,
 )
@@ -56,14 +56,13 @@ def record(engine: Engine, impressions: Sequence[Impression]) -> int:
 
 def read_impressions(engine: Engine, request_ids: Collection[str]) -> dict[str, Impression]:
     """Return the answers of these requests by id; those that are not kept are left out."""
-    asked = list(dict.fromkeys(request_ids))
     found = {}
     with engine.connect() as connection:
-        for start in range(0, len(asked), MAX_ROWS):
-            chosen = IMPRESSIONS.c.request_id.in_(asked[start : start + MAX_ROWS])
-            for row in connection.execute(select(IMPRESSIONS).where(chosen)):
-                items = [ShownItem(*item) for item in row.items]
-                found[row.request_id] = Impression(**{**row._mapping, "items": items})
+        for row in rows_of(
+            connection, select(IMPRESSIONS), IMPRESSIONS.c.request_id, request_ids
+        ):
+            items = [ShownItem(*item) for item in row.items]
+            found[row.request_id] = Impression(**{**row._mapping, "items": items})
     return found
 
 
