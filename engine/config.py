@@ -521,7 +521,7 @@ class ServingConfig(Section):
     """Memory of each scorer replica for prefixes that were read: a user's next request costs only
     its candidates. About 23 kB a token with SmolLM2-135M in bfloat16; 0 keeps none."""
     max_events: int = Field(default=1000, ge=1)
-    """Most events of one POST."""
+    """Most events, items or profiles of one request."""
     deadline_ms: int | None = Field(default=None, ge=1)
     """When an answer is wanted that names no time of its own: the language model is left out where
     it would take longer. None: any time."""

@@ -153,6 +153,11 @@ class Profile:
     fields: Mapping[str, Sequence[str]] | None = None
     """Field name -> values (`{"gender": ["F"], "occupation": ["writer"]}`)."""
 
+    @property
+    def has_values(self) -> bool:
+        """Tell whether any field has a value."""
+        return any((self.fields or {}).values())
+
 
 @dataclass(frozen=True, slots=True)
 class SlatePrompt:

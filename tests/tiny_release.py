@@ -45,6 +45,7 @@ from tests.generated import Sample, make_sample
 from tests.tiny_llama import tiny_base
 
 TEXT_DIMS = 8
+HIDDEN = 32
 CRM_KEY = "0123456789ab"
 FUSION = Fusion(0.7, 0.4, -0.1, Calibration(0.9, 0.05), Calibration(1.1, -0.2))
 SMALL_CRM = CRMConfig(
@@ -108,7 +109,10 @@ class TinyWorld:
             [{"user_id": user.user_id, **(user.fields or {})} for user in users],
             schema=users_schema(self.source.user_fields),
         ))
-        storage.write_tensors(storage.join(folder, "item_text.safetensors"), {"vectors": vectors})
+        storage.write_tensors(storage.join(folder, "item_text.safetensors"), {
+            "vectors": vectors, "mean": np.zeros(HIDDEN, np.float32),
+            "components": rng.normal(size=(TEXT_DIMS, HIDDEN)).astype(np.float32),
+        })
         storage.write_json(storage.join(folder, "fusion.json"), FUSION.to_json())
         storage.write_json(storage.join(folder, "metrics.json"), {})
         self.popularity().save(storage.join(folder, "popularity.safetensors"))
@@ -192,7 +196,8 @@ def tiny_world(root: Path, *, users: int = 12, items: int = 40, events: int = 24
     table = build_histories(
         pa.Table.from_pylist(rows, schema=INTERACTIONS), pa.array(catalogue.item_ids[1:])
     )
+    base = tiny_base(root / "base", hidden_size=HIDDEN)
     return TinyWorld(
-        root, tiny_base(root / "base"), Registry(str(root / "releases")), sample, catalogue,
-        profiles, histories_of(table), table, source,
+        root, base, Registry(str(root / "releases")), sample, catalogue, profiles,
+        histories_of(table), table, source,
     )

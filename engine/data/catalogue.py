@@ -1,6 +1,6 @@
 """Items by index: ids, titles and fields."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -38,6 +38,18 @@ class Catalogue:
             raise UnknownItemError(
                 f"item {item_id!r} is not in the catalogue of {len(self) - 1} items"
             ) from None
+
+    def values_of(self, item: int) -> dict[str, Values]:
+        """Return an item's fields."""
+        return {name: column[item] for name, column in self.fields.items()}
+
+    def take(self, items: Iterable[int]) -> "Catalogue":
+        """Return a catalogue of the unknown item and these."""
+        kept = [0, *items]
+        return Catalogue(
+            [self.item_ids[item] for item in kept], [self.titles[item] for item in kept],
+            {name: [column[item] for item in kept] for name, column in self.fields.items()},
+        )
 
     @classmethod
     def from_table(cls, table: pa.Table, fields: Sequence[str]) -> "Catalogue":

@@ -42,6 +42,20 @@ class ItemTable:
     dense_I3: FloatArray
     """Smoothed share of positives and mean rating as offsets from the mean, log count."""
 
+    def put(self, places: IntArray, rows: "ItemTable", size: int) -> "ItemTable":
+        """Return a copy of `size` items with these rows at these places."""
+        found = {}
+        for name in (each.name for each in fields(self)):
+            old, new = getattr(self, name), getattr(rows, name)
+            if old.ndim > 1:        # codes: as wide as needed
+                missing = new.shape[1] - old.shape[1]
+                old = np.pad(old, ((0, 0), (0, max(0, missing))))
+                new = np.pad(new, ((0, 0), (0, max(0, -missing))))
+            whole = np.zeros((size, *old.shape[1:]), old.dtype)
+            whole[: len(old)], whole[places] = old, new
+            found[name] = whole
+        return ItemTable(**found)
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpace:

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from engine.config import CRMConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.errors import ArtifactError
 from engine.models.crm import CRM, CRMShape, to_tensors
-from engine.models.crm_features import CRMRows, FeatureSpace, build_rows, join
+from engine.models.crm_features import CRMRows, FeatureSpace, build_rows, item_table, join
 from engine.models.crm_maps import CRMMaps
 from engine.types import UNKNOWN, CRMOutput, FloatArray, History, IntArray, Profile
 
@@ -30,7 +31,7 @@ class CRMScorer:
 
     def __init__(self, model: CRM, maps: CRMMaps, space: FeatureSpace) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.space = space
+        self.maps, self.space = maps, space
         self._users = {user_id: row for row, user_id in enumerate(maps.user_ids, start=1)}
         self._table = to_tensors(space.items, "cpu")
 
@@ -125,10 +126,36 @@ class CRMScorer:
         return np.asarray(states.numpy())
 
     @torch.inference_mode()
-    def item_vectors(self) -> FloatArray:
-        """Return the retrieval vectors [items + 1, D] of the catalogue, float32."""
-        items = torch.arange(len(self.space.items.rows_I))
-        return np.asarray(self.model.retrieval_vectors(items, self._table).numpy())
+    def item_vectors(self, items: IntArray | None = None) -> FloatArray:
+        """Return the retrieval vectors [items + 1, D] of the catalogue, or of these items alone,
+        float32.
+        """
+        asked = np.arange(len(self.space.items.rows_I)) if items is None else items
+        found = self.model.retrieval_vectors(torch.from_numpy(asked), self._table)
+        return np.asarray(found.numpy())
+
+    def with_items(
+        self, catalogue: Catalogue, item_vectors: FloatArray, changed: IntArray
+    ) -> "CRMScorer":
+        """Return the same CRM over a catalogue in which some items are new (at the end) or differ.
+
+        `changed` are those items, ascending. To the CRM a new item has no id of its own: it is
+        known by its text and fields.
+        """
+        space, size = self.space, len(catalogue)
+        added = size - len(space.items.rows_I)
+        rows_I = np.pad(space.items.rows_I, (0, added))
+        counts_I3 = np.pad(space.statistics.counts_I3, ((0, added), (0, 0)))
+        statistics = replace(space.statistics, counts_I3=counts_I3)
+        kept = np.concatenate([[UNKNOWN], changed])
+        part = item_table(
+            catalogue.take(changed.tolist()), item_vectors[kept], self.maps.item_fields,
+            replace(statistics, counts_I3=counts_I3[kept]), rows_I[kept],
+        )
+        items = space.items.put(kept, part, size)
+        return CRMScorer(
+            self.model, self.maps, replace(space, items=items, statistics=statistics)
+        )
 
 
 def _load_weights(model: CRM, tensors: storage.Tensors, folder_uri: str) -> None:

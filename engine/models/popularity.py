@@ -48,6 +48,16 @@ class Popularity:
             scores = np.log(share) - np.log1p(-share)
         return Popularity(scores.astype(np.float32), positives, events)
 
+    def with_unseen(self, count: int, *, implicit: bool) -> "Popularity":
+        """Return the same with `count` more items of which no event is known."""
+        none = np.zeros(count, np.int64)
+        mean = (self.positives.sum() + 0.5) / (self.events.sum() + 1)
+        score = 0.0 if implicit else np.log(mean) - np.log1p(-mean)     # as `fit` gives them
+        return Popularity(
+            np.concatenate([self.scores, np.full(count, score, np.float32)]),
+            np.concatenate([self.positives, none]), np.concatenate([self.events, none]),
+        )
+
     @staticmethod
     def load(uri: str) -> "Popularity":
         """Read popularity.safetensors."""

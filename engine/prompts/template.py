@@ -17,6 +17,7 @@ joined, so a packed prompt and a separate one have the same tokens.
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,12 @@ class PromptBuilder:
                 noun=config.noun, positive=config.positive, negative=config.negative
             ),
         )
+
+    def with_items(self, catalogue: Catalogue, item_vectors: FloatArray) -> "PromptBuilder":
+        """Return the same builder over another catalogue."""
+        other = copy(self)
+        other.catalogue, other.item_vectors = catalogue, item_vectors
+        return other
 
     def digest(self) -> str:
         """Return a digest of a fixed request's tokens: it changes with text, frame or tokenizer."""

@@ -55,12 +55,12 @@ class TextEncoder:
     """Encodes plain text; a special token written in an item's title stays plain text."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.encode = lru_cache(maxsize=200_000)(self._encode)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(
-            self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         )
 
 

@@ -31,15 +31,14 @@ class Filters:
 def allowed_items(
     release: LoadedRelease, history: History, filters: Filters
 ) -> npt.NDArray[np.bool_]:
-    """Tell for each item of the catalogue whether it passes; the unknown item never does."""
-    allowed = np.ones(len(release.catalogue), bool)
+    """Tell for each item of the catalogue whether it passes; one that is not offered never does."""
+    allowed = release.offered_I.copy()
     for name, values in filters.fields.items():
         allowed &= _having(release, name, values)
     if filters.exclude_seen:
         allowed[history.items] = False
     known = [item_id for item_id in filters.exclude_items if item_id in release.catalogue]
     allowed[[release.catalogue.index_of(item_id) for item_id in known]] = False
-    allowed[0] = False
     return allowed
 
 

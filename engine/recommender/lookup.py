@@ -20,14 +20,14 @@ from engine.recommender.ranking import (
     Ranking,
     RankTask,
     StageClock,
-    profile_of,
     rank,
     rank_popular,
 )
 from engine.recommender.release import LoadedRelease
 from engine.state.deletions import is_deleted
 from engine.state.histories import newest_events, seen_items
-from engine.types import History
+from engine.state.profiles import read_profile
+from engine.types import History, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,6 @@ class Query:
     k: int
     """Items of the answer."""
     user_id: str | None = None
-    """Empty, once the history is read, for a user who was deleted: the release's profile and
-    embedding are of before."""
     guest: Sequence[GuestItem] | None = None
     """The history of somebody who has none stored, oldest first."""
     item_ids: Sequence[str] | None = None
@@ -87,25 +85,24 @@ def find(
     history = read_history(release, database, query, ranking)
     if query.filters.exclude_seen and len(history) == history_limit(release, ranking):
         query = replace(query, filters=query.filters.without(_seen(database, query)))
-    if query.user_id and is_deleted(database, query.user_id):
-        query = replace(query, user_id="")      # no profile, and nothing that was learned of them
+    profile = Profile() if query.user_id is None else read_user(release, database, query.user_id)
     clock.stop("history")
-    return choose(release, history, query, ranking, clock)
+    return choose(release, history, profile, query, ranking, clock)
 
 
 def choose(
-    release: LoadedRelease, history: History, query: Query, ranking: RankingConfig,
-    clock: StageClock,
+    release: LoadedRelease, history: History, profile: Profile, query: Query,
+    ranking: RankingConfig, clock: StageClock,
 ) -> Found:
     """Choose the candidates for a history; popular items if nothing is known. Raises as `find`."""
     found = Found(
         release.release_id, len(history), shown_events(release, history, ranking.shown_history)
     )
-    if len(history) == 0 and not release.knows(query.user_id or ""):
+    if len(history) == 0 and not profile.has_values:
         popular = _rank_popular(release, history, query)
         clock.stop("candidates")
         return replace(found, ranking=popular, stage_ms=clock.stage_ms)
-    task = _task(release, history, query, ranking)
+    task = _task(release, history, profile, query, ranking)
     clock.stop("candidates")
     return replace(found, task=task, stage_ms=clock.stage_ms)
 
@@ -125,6 +122,19 @@ def read_history(
     if query.guest is not None:
         return guest_history(release, query.guest).tail(limit)
     return newest_known(release, database, query.user_id or "", limit)
+
+
+def read_user(release: LoadedRelease, database: Engine, user_id: str) -> Profile:
+    """Return what is known of a user beside the history: the fields that were sent, or else those
+    of the release.
+
+    Of a user who was deleted, neither the release's fields nor the id: its embedding is of before.
+    """
+    known = Profile() if is_deleted(database, user_id) else release.profiles.of(user_id)
+    sent = read_profile(database, user_id)
+    if sent is None:
+        return known
+    return Profile(known.user_id, {name: sent.get(name, ()) for name in release.source.user_fields})
 
 
 def history_limit(release: LoadedRelease, ranking: RankingConfig) -> int:
@@ -158,7 +168,7 @@ def user_events(
     """Return a user's newest events, newest first; UnknownUserError if nobody has this id."""
     history = newest_known(release, database, user_id, limit)
     has_events = len(history) > 0 or len(newest_events(database, user_id, 1)) > 0
-    if not has_events and (not release.knows(user_id) or is_deleted(database, user_id)):
+    if not has_events and not read_user(release, database, user_id).has_values:
         raise UnknownUserError(f"user {user_id!r} has no events and no profile")
     return shown_events(release, history, limit)
 
@@ -188,18 +198,16 @@ def _rank_popular(release: LoadedRelease, history: History, query: Query) -> Ran
 
 
 def _task(
-    release: LoadedRelease, history: History, query: Query, ranking: RankingConfig
+    release: LoadedRelease, history: History, profile: Profile, query: Query,
+    ranking: RankingConfig,
 ) -> RankTask:
-    user_id = query.user_id or ""
     if query.item_ids is None:
-        items = find_candidates(
-            release, history, profile_of(release, user_id), query.filters, ranking.max_candidates
-        )
+        items = find_candidates(release, history, profile, query.filters, ranking.max_candidates)
     else:
         named = named_items(release, query.item_ids)
         items = named[allowed_items(release, history, query.filters)[named]]
     llm_candidates = len(items) if query.is_scored_whole else ranking.llm_candidates
     return RankTask(
-        user_id, history, items, llm_candidates, query.k, query.with_explanation, query.with_gates,
-        query.answer_by_s,
+        profile, history, items, llm_candidates, query.k, query.with_explanation, query.with_gates,
+        query.answer_by_s, release.revision,
     )

@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RankTask:
-    """One request's candidates. `user_id` is empty for a guest."""
+    """One request's candidates."""
 
-    user_id: str
+    profile: Profile
+    """Empty for a guest."""
     history: History
     candidates: IntArray
     llm_candidates: int
@@ -49,6 +50,8 @@ class RankTask:
     answer_by_s: float = math.inf
     """Unix time by which the answer is wanted: the language model is left out where it would take
     longer."""
+    revision: int = 0
+    """That of the catalogue in which the candidates are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +90,13 @@ def rank(
     """
     pace = pace or Pace()
     clock = StageClock()
-    profiles = [profile_of(release, task.user_id) for task in tasks]
-    outputs = score_crm(release, tasks, profiles)
+    outputs = score_crm(release, tasks)
     orders = [best_first(output.logits_M, task.candidates)
               for output, task in zip(outputs, tasks, strict=True)]
     clock.stop("crm")
     readings = [
-        _read(release, task, profile, output, order)
-        for task, profile, output, order in zip(tasks, profiles, outputs, orders, strict=True)
+        _read(release, task, output, order)
+        for task, output, order in zip(tasks, outputs, orders, strict=True)
     ]
     readings, tokens = _readable(release, tasks, readings, cache, pace)
     clock.stop("prompts")
@@ -121,17 +123,12 @@ def rank_popular(
     return Ranking(release.release_id, AnswerMode.POPULAR, items)
 
 
-def profile_of(release: LoadedRelease, user_id: str) -> Profile:
-    """Return a user's profile; an empty one for a guest."""
-    return release.profiles.of(user_id) if user_id else Profile()
-
-
-def score_crm(
-    release: LoadedRelease, tasks: Sequence[RankTask], profiles: Sequence[Profile]
-) -> list[CRMOutput]:
+def score_crm(release: LoadedRelease, tasks: Sequence[RankTask]) -> list[CRMOutput]:
     """Return the CRM's output for each request."""
-    histories = [task.history for task in tasks]
-    return release.crm.score(histories, profiles, [task.candidates for task in tasks])
+    return release.crm.score(
+        [task.history for task in tasks], [task.profile for task in tasks],
+        [task.candidates for task in tasks],
+    )
 
 
 def best_first(scores: FloatArray, items: IntArray) -> IntArray:
@@ -154,14 +151,16 @@ class StageClock:
 
 
 def _read(
-    release: LoadedRelease, task: RankTask, profile: Profile, output: CRMOutput, order: IntArray
+    release: LoadedRelease, task: RankTask, output: CRMOutput, order: IntArray
 ) -> Reading | None:
     """Return the prompts of the best M; None (and a log line) where they cannot be built."""
     best = order[: task.llm_candidates]
     if release.language is None or len(best) == 0 or task.answer_by_s <= time.time():
         return None
     try:
-        return read_prompts(release.language, task.history, profile, task.candidates, output, best)
+        return read_prompts(
+            release.language, task.history, task.profile, task.candidates, output, best
+        )
     except PromptError as error:
         log.warning("release %s: answering by CRM alone: %s", release.release_id, error)
         return None

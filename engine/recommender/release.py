@@ -6,14 +6,14 @@ language model with its bank and prompts.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine import storage
-from engine.config import BaseModelConfig, EngineConfig, SourceConfig
+from engine.config import BaseModelConfig, EngineConfig, ItemTextConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
 from engine.errors import ReleaseError
@@ -24,7 +24,8 @@ from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
 from engine.prompts.template import PromptBuilder
 from engine.releases.registry import Registry
-from engine.types import FloatArray, IntArray
+from engine.retrieval.item_text import Projector
+from engine.types import UNKNOWN, FloatArray, IntArray
 
 log = logging.getLogger(__name__)
 
@@ -35,48 +36,67 @@ class LanguageHalf:
 
     model: PersonalizedLLM
     prompts: PromptBuilder
+    base_model: BaseModelConfig
+
+
+@dataclass(frozen=True)
+class ItemTexts:
+    """How texts of items became vectors, so that an item that comes later is put among them."""
+
+    config: ItemTextConfig
+    projector: Projector
+    encoder: str
+    """Digest of what makes raw vectors of items: encoder, its weights, the fields it reads."""
+
+
+ItemsByValue = Mapping[str, Mapping[str, IntArray]]
+"""Item field -> value -> the items that have it, ascending."""
 
 
 @dataclass(frozen=True)
 class LoadedRelease:
-    """One verified release."""
+    """One verified release, over its own catalogue or one that was changed since (feed.py)."""
 
     release_id: str
     source: SourceConfig
     catalogue: Catalogue
+    item_texts: ItemTexts
     profiles: Profiles
     crm: CRMScorer
     popularity: Popularity
     fusion: Fusion
-    language: LanguageHalf | None = field(default=None)
-
-    def knows(self, user_id: str) -> bool:
-        """Tell whether the release has a profile of this user."""
-        return any((self.profiles.of(user_id).fields or {}).values())
+    retrieval_vectors_ID: FloatArray
+    """Of every item, row 0 being the unknown one."""
+    items_by_value: ItemsByValue
+    offered_I: npt.NDArray[np.bool_]
+    """Which items may be answered: not the unknown one, and none that was withdrawn."""
+    language: LanguageHalf | None = None
+    revision: int = 0
+    """That of the last change of an item that is in it."""
 
     @property
     def max_history(self) -> int:
         """Return how many events of a user, the newest, its models learned to read."""
         return self.crm.space.crm.max_history
 
-    @cached_property
-    def retrieval_vectors_ID(self) -> FloatArray:
-        """Return the retrieval vector of every item, row 0 being the unknown one."""
-        return self.crm.item_vectors()
+    @property
+    def vectors_ID(self) -> FloatArray:
+        """Return the unit text vector of every item."""
+        return self.crm.space.items.text_IT
 
-    @cached_property
-    def items_by_value(self) -> dict[str, dict[str, IntArray]]:
-        """Return for each item field and value the items that have it, ascending."""
-        index: dict[str, dict[str, list[int]]] = {}
-        for name, column in self.catalogue.fields.items():
-            places = index.setdefault(name, {})
-            for item, values in enumerate(column):
-                for value in dict.fromkeys(values):
-                    places.setdefault(value, []).append(item)
-        return {
-            name: {value: np.array(items) for value, items in places.items()}
-            for name, places in index.items()
-        }
+
+def items_by_value(catalogue: Catalogue) -> dict[str, dict[str, IntArray]]:
+    """Return for each item field and value the items that have it, ascending."""
+    index: dict[str, dict[str, list[int]]] = {}
+    for name, column in catalogue.fields.items():
+        places = index.setdefault(name, {})
+        for item, values in enumerate(column):
+            for value in dict.fromkeys(values):
+                places.setdefault(value, []).append(item)
+    return {
+        name: {value: np.array(items) for value, items in places.items()}
+        for name, places in index.items()
+    }
 
 
 def load_release(
@@ -94,15 +114,16 @@ def load_release(
     if opened.prompts is not None:
         base = opened.base_model.model_copy(update={"device": device})
         model = PersonalizedLLM.load(base, storage.join(folder, "bank"))
-        language = LanguageHalf(model, opened.prompts)
+        language = LanguageHalf(model, opened.prompts, base)
+    crm = CRMScorer.load(storage.join(folder, "crm"), opened.catalogue, opened.vectors)
+    users = storage.read_table(storage.join(folder, "users.parquet"))
     release = LoadedRelease(
-        release_id, config.source, opened.catalogue,
-        Profiles.from_table(
-            storage.read_table(storage.join(folder, "users.parquet")), config.source.user_fields
-        ),
-        CRMScorer.load(storage.join(folder, "crm"), opened.catalogue, opened.vectors),
+        release_id, config.source, opened.catalogue, opened.item_texts,
+        Profiles.from_table(users, config.source.user_fields), crm,
         Popularity.load(storage.join(folder, "popularity.safetensors")),
-        Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json"))), language,
+        Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json"))),
+        crm.item_vectors(), items_by_value(opened.catalogue),
+        np.arange(len(opened.catalogue)) > UNKNOWN, language,
     )
     log.info(
         "release %s: loaded from %s, %d items", release_id, folder, len(opened.catalogue) - 1
@@ -125,6 +146,7 @@ class _Opened:
     base_model: BaseModelConfig
     catalogue: Catalogue
     vectors: FloatArray
+    item_texts: ItemTexts
     prompts: PromptBuilder | None
 
 
@@ -136,7 +158,12 @@ def _open(registry: Registry, release_id: str, model_cache: str, *, with_llm: bo
     catalogue = Catalogue.from_table(
         storage.read_table(storage.join(folder, "catalogue.parquet")), config.source.item_fields
     )
-    vectors = storage.read_tensors(storage.join(folder, "item_text.safetensors"))["vectors"]
+    tensors = storage.read_tensors(storage.join(folder, "item_text.safetensors"))
+    vectors = tensors["vectors"]
+    item_texts = ItemTexts(
+        config.item_text, Projector(tensors["mean"], tensors["components"]),
+        encoder_digest(config, facts.base_model.files),
+    )
     prompts = None
     if with_llm:
         _check_base_model(facts.base_model.files, base)
@@ -145,7 +172,15 @@ def _open(registry: Registry, release_id: str, model_cache: str, *, with_llm: bo
             config.prompt, config.source, load_tokenizer(base), catalogue, vectors
         )
         _check_template(facts.template_sha256, prompts)
-    return _Opened(config, base, catalogue, vectors, prompts)
+    return _Opened(config, base, catalogue, vectors, item_texts, prompts)
+
+
+def encoder_digest(config: EngineConfig, base_files: Mapping[str, str]) -> str:
+    """Return a digest of what raw vectors of items depend on beside their texts' content."""
+    encoder, path = config.item_text.encoder, config.item_text.encoder_path
+    weights = dict(base_files) if encoder == "base_model" else path
+    how = [encoder, weights, list(config.source.item_fields)]
+    return storage.sha256(storage.dump_json(how))[:16]
 
 
 def _check_bank(bank: Mapping[str, Any], crm_key: str) -> None:

@@ -60,7 +60,7 @@ async def rank_by_one_release(
 async def _rank(
     retriever: Handle, scorer: Handle, task: RankTask, release_id: str
 ) -> Ranking | Unavailable:
-    near = scorer.options(session_id=task.user_id)
+    near = scorer.options(session_id=task.profile.user_id)
     hurried = replace(task, answer_by_s=task.answer_by_s - SCORER_S)
     for is_last in (False, True):
         left_s = task.answer_by_s - time.time() - CRM_S

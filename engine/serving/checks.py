@@ -12,7 +12,14 @@ from engine.errors import RequestError
 from engine.recommender.candidates import Filters
 from engine.recommender.histories import GuestItem
 from engine.recommender.lookup import Query
-from engine.serving.schemas import Asker, EventsRequest, RecommendRequest, ScoreRequest
+from engine.serving.schemas import (
+    Asker,
+    EventsRequest,
+    ItemsRequest,
+    RecommendRequest,
+    ScoreRequest,
+    UsersRequest,
+)
 
 
 def recommend_query(request: RecommendRequest, config: ServingConfig) -> Query:
@@ -51,6 +58,35 @@ def check_events(request: EventsRequest, config: ServingConfig) -> None:
         raise RequestError(f"events: {len(request.events)} are more than {config.max_events}")
 
 
+def check_items(request: ItemsRequest, config: ServingConfig) -> None:
+    """Raise RequestError for too many items, one without a title, or one that is named twice."""
+    _check_bulk("items", [item.item_id for item in request.items], config)
+    for place, item in enumerate(request.items):
+        if item.title is None and not item.is_withdrawn:
+            raise RequestError(f"items.{place}.title: an item on offer needs a title")
+        if item.title is None and item.fields:
+            raise RequestError(f"items.{place}.fields: without a title the item stays as it was")
+
+
+def check_users(request: UsersRequest, config: ServingConfig) -> None:
+    """Raise RequestError for too many profiles, or two of one user."""
+    _check_bulk("users", [user.user_id for user in request.users], config)
+
+
+def _check_bulk(name: str, ids: Sequence[str], config: ServingConfig) -> None:
+    if len(ids) > config.max_events:
+        raise RequestError(f"{name}: {len(ids)} are more than {config.max_events}")
+    _check_once(name, ids)
+
+
+def _check_once(name: str, ids: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for place, each in enumerate(ids):
+        if each in seen:
+            raise RequestError(f"{name}.{place}: {each!r} is named twice")
+        seen.add(each)
+
+
 def _answer_by(request: Asker, config: ServingConfig) -> float:
     """Return the Unix time by which the answer is wanted."""
     deadline_ms = request.deadline_ms or config.deadline_ms
@@ -72,11 +108,7 @@ def _check_candidates(candidates: Sequence[str], config: ServingConfig) -> None:
         raise RequestError(
             f"candidates: {len(candidates)} are more than {config.ranking.max_candidates}"
         )
-    seen: set[str] = set()
-    for place, item_id in enumerate(candidates):
-        if item_id in seen:
-            raise RequestError(f"candidates.{place}: item {item_id!r} is named twice")
-        seen.add(item_id)
+    _check_once("candidates", candidates)
 
 
 def _guest(request: Asker) -> list[GuestItem] | None:

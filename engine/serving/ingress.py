@@ -25,7 +25,7 @@ from engine.serving.agreement import Handle, no_release, rank_by_one_release
 from engine.serving.groups import Groups
 from engine.serving.metrics import AnswerMetrics
 from engine.serving.releases import ReplicaState, Unavailable
-from engine.serving.retriever import SentEvent
+from engine.serving.retriever import SentEvent, SentUser
 from engine.serving.schemas import (
     ERRORS,
     MAX_BODY_BYTES,
@@ -34,19 +34,27 @@ from engine.serving.schemas import (
     EventsAnswer,
     EventsRequest,
     ExplanationAnswer,
+    Fields,
     HealthAnswer,
     HistoryEvent,
     HistorySummary,
     ItemAnswer,
+    ItemsAnswer,
+    ItemsRequest,
     ReadyAnswer,
     RecommendAnswer,
     RecommendRequest,
     ReleaseAnswer,
     ReplicaAnswer,
     ScoreRequest,
+    SentItemAnswer,
+    SentUserAnswer,
     UserHistoryAnswer,
+    UsersAnswer,
+    UsersRequest,
 )
 from engine.state.impressions import Impression, ShownItem
+from engine.state.items import SentItem
 
 api = FastAPI(
     title="Lifelora", responses=ERRORS,
@@ -58,6 +66,8 @@ faults.install(api)
 log = logging.getLogger(__name__)
 
 BROADCAST_TIMEOUT_S = 5.0
+EMBED_TIMEOUT_S = 5.0
+"""How long who sends items waits until their texts are read; that goes on afterwards."""
 GROUP_ANSWERS = 100
 """Answers that are stored with one call."""
 MAX_UNSTORED = 10_000
@@ -89,6 +99,10 @@ def impression_of(answer: RecommendAnswer, user_id: str | None, asked_s: int) ->
     ]
     request_id = answer.request_id or ""
     return Impression(request_id, user_id, answer.release_id, answer.mode, asked_s, items)
+
+
+def _tuples(fields: Fields) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(values) for name, values in fields.items()}
 
 
 def _text(key: HTTPAuthorizationCredentials | None) -> str | None:
@@ -147,6 +161,42 @@ class Ingress:
                 index=index, event_id=event.event_id, status=status.state, reason=status.reason
             )
             for index, (event, status) in enumerate(zip(sent, statuses, strict=True))
+        ])
+
+    @api.put("/v1/items")
+    async def put_items(self, request: ItemsRequest, key: Key) -> ItemsAnswer:
+        """Add, change or withdraw items; they are durable, and so answered, on return."""
+        self.access.require(Right.ADMIN, _text(key))
+        checks.check_items(request, self.config)
+        items = [
+            SentItem(item.item_id, item.title, _tuples(item.fields), item.is_withdrawn)
+            for item in request.items
+        ]
+        statuses = await self.retriever.put_items.remote(items)
+        if isinstance(statuses, Unavailable):
+            raise no_release()
+        self.metrics.count_items(status.state for status in statuses)
+        return ItemsAnswer(is_embedded=await self._embed(), items=[
+            SentItemAnswer(
+                index=index, item_id=item.item_id, status=status.state, reason=status.reason
+            )
+            for index, (item, status) in enumerate(zip(items, statuses, strict=True))
+        ])
+
+    @api.put("/v1/users")
+    async def put_users(self, request: UsersRequest, key: Key) -> UsersAnswer:
+        """Store profiles; they are durable, and used by the next answer, on return."""
+        self.access.require(Right.ADMIN, _text(key))
+        checks.check_users(request, self.config)
+        users = [SentUser(user.user_id, _tuples(user.fields)) for user in request.users]
+        statuses = await self.retriever.put_users.remote(users)
+        if isinstance(statuses, Unavailable):
+            raise no_release()
+        return UsersAnswer(users=[
+            SentUserAnswer(
+                index=index, user_id=user.user_id, status=status.state, reason=status.reason
+            )
+            for index, (user, status) in enumerate(zip(users, statuses, strict=True))
         ])
 
     @api.get("/v1/users/{user_id:path}/history")
@@ -217,6 +267,17 @@ class Ingress:
                 None if explanation is None else ExplanationAnswer.model_validate(explanation)
             ),
         )
+
+    async def _embed(self) -> bool:
+        """Have a scorer read the texts of items that were sent; tell whether it did in time."""
+        try:
+            async with asyncio.timeout(EMBED_TIMEOUT_S):
+                return not isinstance(await self.scorer.embed.remote(), Unavailable)
+        except TimeoutError:
+            log.info("items are stored; a scorer is still reading their texts")
+        except Exception as error:  # noqa: BLE001  whatever it is, the items are stored
+            log.warning("items are stored, and not embedded yet: %s", error)
+        return False
 
     def _keep(self, impression: Impression) -> None:
         """Store an answer; the client does not wait for it."""

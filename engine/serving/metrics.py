@@ -1,6 +1,6 @@
 """What Prometheus reads of the service, beside what Ray Serve exports (requests, errors, queues).
 
-    ingress              lifelora_{answers,events,stage_ms,gate_entropy,impressions_lost}
+    ingress              lifelora_{answers,events,items,stage_ms,gate_entropy,impressions_lost}
     scorer               lifelora_batch_requests, lifelora_prefix_{hits,misses,bytes}
     retriever, scorer    lifelora_release, lifelora_release_refused
 
@@ -18,6 +18,7 @@ from engine.recommender.ranking import Ranking
 from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder
 from engine.state.events import EventStatus
+from engine.state.items import ItemState
 
 REFRESH_S = 2.0
 """Less than Ray's report interval, 10 s by default."""
@@ -52,6 +53,7 @@ class AnswerMetrics:
             "lifelora_gate_entropy", "Entropy of an answer's gates: 1 is an even mix.", SHARES,
         )
         self._events = Counter("lifelora_events", "Events sent, by status.", ("status",))
+        self._items = Counter("lifelora_items", "Items sent, by status.", ("status",))
         self._lost = Counter("lifelora_impressions_lost", "Answers that could not be stored.")
 
     def count_answer(self, ranking: Ranking, stage_ms: Mapping[str, float]) -> None:
@@ -64,12 +66,20 @@ class AnswerMetrics:
 
     def count_events(self, statuses: Iterable[EventStatus]) -> None:
         """Count the events of one request."""
-        for state, number in Counts(status.state for status in statuses).items():
-            self._events.inc(number, {"status": state})
+        _count(self._events, [status.state for status in statuses])
+
+    def count_items(self, states: Iterable[ItemState]) -> None:
+        """Count the items of one request."""
+        _count(self._items, states)
 
     def count_lost_impression(self) -> None:
         """Count an answer that was given but not stored."""
         self._lost.inc()
+
+
+def _count(counter: Counter, states: Iterable[str]) -> None:
+    for state, number in Counts(states).items():
+        counter.inc(number, {"status": state})
 
 
 class BatchMetrics:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,6 +12,7 @@ from ray import serve
 
 from engine.config import ServingConfig
 from engine.errors import RequestError
+from engine.recommender.feed import Feed
 from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
 from engine.recommender.ranking import Ranking, RankTask, rank
@@ -25,6 +26,8 @@ from engine.state.deletions import Deletion, delete_user
 from engine.state.events import Event, EventState, EventStatus, append
 from engine.state.histories import SEED_PREFIX
 from engine.state.impressions import Impression, forget_impressions, record
+from engine.state.items import ItemState, SentItem, put_items
+from engine.state.profiles import put_profiles
 
 GROUP_EVENTS = 4_000
 """Events of several requests that may share a commit."""
@@ -48,6 +51,22 @@ class SentEvent:
     request_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SentUser:
+    """One profile as a client sends it."""
+
+    user_id: str
+    fields: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStatus:
+    """What became of a sent item or profile."""
+
+    state: ItemState
+    reason: str | None = None
+
+
 @serve.deployment(name="Retriever", max_ongoing_requests=64)
 class Retriever:
     """Reads and writes events; finds what the scorer shall rank."""
@@ -60,6 +79,7 @@ class Retriever:
             load_release, model_cache=config.model_cache, device=config.device, with_llm=False
         )
         self.releases = ReleaseHolder(load)
+        self.feed = Feed(self.database)
         self._gauges = shown(ReleaseMetrics(self.releases).show)
         self._cleaning = Periodic(CLEANING_S, self.forget_old)
         self._events = Groups(self._store_together, GROUP_EVENTS, len)
@@ -79,26 +99,57 @@ class Retriever:
         release = self.releases.find(release_id)
         if isinstance(release, Unavailable):
             return release
-        return await asyncio.to_thread(find, release, self.database, query, self.config.ranking)
+        return await asyncio.to_thread(self._find, release, query)
+
+    def _find(self, release: LoadedRelease, query: Query) -> Found:
+        return find(self.feed.current(release), self.database, query, self.config.ranking)
 
     async def rank(self, task: RankTask, release_id: str) -> Ranking | Unavailable:
         """Rank by the CRM, where no scorer does it in time."""
         release = self.releases.find(release_id)
         if isinstance(release, Unavailable):
             return release
-        [ranking] = await asyncio.to_thread(rank, release, [task])
+        current = await asyncio.to_thread(self.feed.current, release, task.revision)
+        [ranking] = await asyncio.to_thread(rank, current, [task])
         return ranking
 
     async def user_events(self, user_id: str, limit: int) -> list[ShownEvent] | Unavailable:
         """Return a user's newest events, newest first."""
-        release = self.releases.find(None)
+        release = await self._current()
         if isinstance(release, Unavailable):
             return release
         return await asyncio.to_thread(user_events, release, self.database, user_id, limit)
 
+    async def put_items(self, items: Sequence[SentItem]) -> list[ItemStatus] | Unavailable:
+        """Store items; each is on disk (or refused) when this returns."""
+        release = self.releases.find(None)
+        if isinstance(release, Unavailable):
+            return release
+        reasons = [unknown_field(item.fields, release.source.item_fields) for item in items]
+        good = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
+        states = iter(await asyncio.to_thread(put_items, self.database, good))
+        return [
+            ItemStatus(next(states) if reason is None else ItemState.REJECTED, reason)
+            for reason in reasons
+        ]
+
+    async def put_users(self, users: Sequence[SentUser]) -> list[ItemStatus] | Unavailable:
+        """Store profiles; each is on disk (or refused) when this returns."""
+        release = self.releases.find(None)
+        if isinstance(release, Unavailable):
+            return release
+        reasons = [unknown_field(user.fields, release.source.user_fields) for user in users]
+        good = {user.user_id: user.fields
+                for user, reason in zip(users, reasons, strict=True) if reason is None}
+        await asyncio.to_thread(put_profiles, self.database, good)
+        return [
+            ItemStatus(ItemState.STORED if reason is None else ItemState.REJECTED, reason)
+            for reason in reasons
+        ]
+
     async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
         """Store events; each is on disk (or refused) when this returns."""
-        release = self.releases.find(None)
+        release = await self._current()
         if isinstance(release, Unavailable):
             return release
         read = [read_event(release, event) for event in events]
@@ -112,6 +163,13 @@ class Retriever:
         statuses = iter(await asyncio.to_thread(append, self.database, together))
         return [list(islice(statuses, len(group))) for group in groups]
 
+    async def _current(self) -> LoadedRelease | Unavailable:
+        """Return the live release over today's catalogue."""
+        release = self.releases.find(None)
+        if isinstance(release, Unavailable):
+            return release
+        return await asyncio.to_thread(self.feed.current, release)
+
     async def record(self, impressions: Sequence[Impression]) -> None:
         """Store answers."""
         await asyncio.to_thread(record, self.database, impressions)
@@ -124,6 +182,12 @@ class Retriever:
     async def delete(self, user_id: str) -> Deletion:
         """Delete a user; needs no release."""
         return await asyncio.to_thread(delete_user, self.database, user_id)
+
+
+def unknown_field(fields: Mapping[str, object], known: Sequence[str]) -> str | None:
+    """Return why fields cannot be stored; None if they can."""
+    unknown = sorted(set(fields) - set(known))
+    return f"fields: no such field {unknown[0]!r}; known are {sorted(known)}" if unknown else None
 
 
 def read_event(release: LoadedRelease, event: SentEvent) -> Event | EventStatus:

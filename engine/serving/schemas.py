@@ -99,6 +99,44 @@ class EventsRequest(Body):
     events: list[SentEventBody] = Field(min_length=1)
 
 
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00]+$", strict=True)
+]
+Fields = dict[Identifier, Annotated[list[Text], Field(max_length=100)]]
+
+
+class SentItemBody(Body):
+    """One item, whole: a field that is left out is empty."""
+
+    item_id: Identifier
+    title: Text | None = None
+    """May be left out for a withdrawn item: it stays as it was."""
+    fields: Fields = {}
+    """Item field -> values."""
+    is_withdrawn: bool = False
+    """Whether it must not be answered any more; to send it again without this brings it back."""
+
+
+class ItemsRequest(Body):
+    """PUT /v1/items."""
+
+    items: list[SentItemBody] = Field(min_length=1)
+
+
+class SentUserBody(Body):
+    """One profile, whole: a field that is left out is empty."""
+
+    user_id: Identifier
+    fields: Fields
+    """User field -> values."""
+
+
+class UsersRequest(Body):
+    """PUT /v1/users."""
+
+    users: list[SentUserBody] = Field(min_length=1)
+
+
 class Answer(BaseModel):
     """Base of answers."""
 
@@ -186,6 +224,41 @@ class EventsAnswer(Answer):
     """One status for each event, in order."""
 
     events: list[EventAnswer]
+
+
+class SentItemAnswer(Answer):
+    """What became of one item."""
+
+    index: int
+    item_id: str
+    status: str
+    """stored, unchanged or rejected."""
+    reason: str | None
+
+
+class ItemsAnswer(Answer):
+    """One status for each item, in order."""
+
+    items: list[SentItemAnswer]
+    is_embedded: bool
+    """Whether their texts are read: until then a new item is found by its fields alone, and a
+    changed one by its old text. It is made up for within minutes."""
+
+
+class SentUserAnswer(Answer):
+    """What became of one profile."""
+
+    index: int
+    user_id: str
+    status: str
+    """stored or rejected."""
+    reason: str | None
+
+
+class UsersAnswer(Answer):
+    """One status for each profile, in order."""
+
+    users: list[SentUserAnswer]
 
 
 class UserHistoryAnswer(Answer):

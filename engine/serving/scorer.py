@@ -13,13 +13,19 @@ from ray import serve
 
 from engine.config import ServingConfig
 from engine.recommender.deadlines import Pace
+from engine.recommender.feed import Feed, embed_items
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
 from engine.serving.groups import Groups
 from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
+from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
+from engine.state.database import open_database
 
+LATE_S = 60.0
+"""How often a scorer looks for items that could not be embedded when they came, or that another
+release needs otherwise."""
 Job = tuple[LoadedRelease, RankTask]
 
 
@@ -33,6 +39,10 @@ class Scorer:
             load_release, model_cache=config.model_cache, device=config.device, with_llm=True
         )
         self.releases = ReleaseHolder(load)
+        self.database = open_database(config.database_url)
+        self.feed = Feed(self.database)
+        self._embedding = asyncio.Lock()
+        self._late = Periodic(LATE_S, self.embed_late)
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
         metrics, pace = BatchMetrics(self._cache), Pace()
         self._gauges = shown(ReleaseMetrics(self.releases).show, metrics.show)
@@ -48,6 +58,7 @@ class Scorer:
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
         self._gauges.start()
+        self._late.start()
         await self.releases.reconfigure(user_config)
 
     async def state(self) -> ReplicaState:
@@ -63,7 +74,21 @@ class Scorer:
         release = self.releases.find(release_id)
         if isinstance(release, Unavailable):
             return release
+        if task.revision > 0:
+            release = await asyncio.to_thread(self.feed.current, release, task.revision)
         return await self._groups.ask((release, task))
+
+    async def embed(self) -> int | Unavailable:
+        """Give vectors to the items that were sent and have none; return how many."""
+        release = self.releases.find(None)
+        if isinstance(release, Unavailable):
+            return release
+        async with self._embedding:
+            return await asyncio.to_thread(embed_items, self.database, release)
+
+    async def embed_late(self) -> None:
+        """Embed what nobody waits for any more."""
+        await self.embed()
 
 
 def rank_jobs(

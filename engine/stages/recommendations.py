@@ -27,6 +27,7 @@ from engine.config import ServingConfig
 from engine.data.schema import RECOMMENDATIONS, part_name
 from engine.errors import ConfigError, DataError
 from engine.recommender.candidates import Filters
+from engine.recommender.feed import Feed
 from engine.recommender.lookup import Query, answer, find
 from engine.recommender.ranking import Ranking
 from engine.recommender.release import LoadedRelease, check_release, load_release
@@ -138,6 +139,7 @@ class _Recommender:
         torch.set_num_threads(ask.serving.threads)
         self._ask, self._uri = ask, uri
         self._database = open_database(ask.serving.database_url)
+        self._feed = Feed(self._database)
         self._release = load_release(
             Registry(ask.registry), ask.release_id, model_cache=ask.serving.model_cache,
             device=ask.serving.device, with_llm=ask.serving.ranking.llm_candidates > 0,
@@ -151,7 +153,9 @@ class _Recommender:
         size = self._ask.serving.max_batch_size
         for start in range(0, len(ids), size):
             batch = ids[start : start + size].to_pylist()
-            rankings = recommend_batch(self._release, self._database, self._ask, batch)
+            rankings = recommend_batch(
+                self._feed.current(self._release), self._database, self._ask, batch
+            )
             for user_id, ranking in zip(batch, rankings, strict=True):
                 rows += _rows(user_id, ranking)
                 yield {"mode": str(ranking.mode)}

@@ -319,6 +319,7 @@ class _Examinee:
         return answer(self._release, [
             choose(
                 self._release, each.history.tail(limit),
+                self._release.profiles.of(each.row["user_id"]),
                 Query(DEPTH, user_id=each.row["user_id"], filters=self._filters(each)), settings,
                 StageClock(),
             )

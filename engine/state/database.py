@@ -3,6 +3,8 @@
     events        event_id, user_id, item_id, timestamp_s, rating, label, received_s, request_id
     deletions     user_id, deleted_s
     impressions   request_id, user_id, release_id, mode, asked_s, items
+    items         item_id, title, fields, is_withdrawn, first_revision, revision, encoder, vector
+    profiles      user_id, fields
 
 The only file that knows the dialect. SQLite serves one machine (WAL, synchronous=FULL: a commit is
 on disk before it returns); PostgreSQL serves a cluster.
@@ -21,11 +23,13 @@ from alembic.config import Config
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Engine,
     Float,
     Index,
+    LargeBinary,
     MetaData,
     Row,
     Select,
@@ -54,6 +58,8 @@ MIGRATION_LOCK = 7_251_604_189
 """PostgreSQL advisory lock of those who migrate."""
 DELETION_LOCK = 7_251_604_190
 """PostgreSQL advisory lock of those who store events (shared) and who delete a user (alone)."""
+CATALOGUE_LOCK = 7_251_604_191
+"""PostgreSQL advisory lock of those who change items: revisions are visible in their order."""
 MAX_ROWS = 500
 """Values, or rows, of one statement: SQLite and PostgreSQL bound the number of parameters."""
 _one_migration = threading.Lock()      # Alembic keeps its context in module globals
@@ -92,6 +98,26 @@ IMPRESSIONS = Table(
     Column("items", JSON, nullable=False),
     Index("impressions_of_user", "user_id"),
     Index("impressions_by_time", "asked_s"),
+)
+
+ITEMS = Table(
+    "items", METADATA,
+    Column("item_id", BYTE_ORDER, primary_key=True),
+    Column("title", String),
+    Column("fields", JSON, nullable=False),
+    Column("is_withdrawn", Boolean, nullable=False),
+    Column("first_revision", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("encoder", String, nullable=False),
+    Column("vector", LargeBinary),
+    Index("items_by_revision", "revision"),
+    Index("items_by_encoder", "encoder"),
+)
+
+PROFILES = Table(
+    "profiles", METADATA,
+    Column("user_id", BYTE_ORDER, primary_key=True),
+    Column("fields", JSON, nullable=False),
 )
 
 
@@ -150,19 +176,24 @@ def batches(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
 
 
 def lock_to_store(connection: Connection) -> None:
-    """Keep deletions of users waiting until this transaction has stored its events."""
-    _lock_deletions(connection, "pg_advisory_xact_lock_shared")
+    """Keep deletions of users waiting until this transaction has stored what is theirs."""
+    _lock(connection, DELETION_LOCK, "pg_advisory_xact_lock_shared")
 
 
 def lock_to_delete(connection: Connection) -> None:
     """Wait until no transaction stores events, and let none begin before this one ends."""
-    _lock_deletions(connection, "pg_advisory_xact_lock")
+    _lock(connection, DELETION_LOCK)
 
 
-def _lock_deletions(connection: Connection, function: str) -> None:
+def lock_catalogue(connection: Connection) -> None:
+    """Let no other transaction change items before this one ends."""
+    _lock(connection, CATALOGUE_LOCK)
+
+
+def _lock(connection: Connection, key: int, function: str = "pg_advisory_xact_lock") -> None:
     """Lock on PostgreSQL; SQLite has one writer at a time."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT {function}(:key)"), {"key": DELETION_LOCK})
+        connection.execute(text(f"SELECT {function}(:key)"), {"key": key})
 
 
 def connect(url: str) -> Engine:

@@ -10,6 +10,7 @@ from engine.state.database import (
     DELETIONS,
     EVENTS,
     IMPRESSIONS,
+    PROFILES,
     lock_to_delete,
     rows_of,
     upsert,
@@ -29,7 +30,7 @@ class Deletion:
 
 
 def delete_user(engine: Engine, user_id: str) -> Deletion:
-    """Remove events and answers of a user and remember when, in one transaction.
+    """Remove events, answers and profile of a user and remember when, in one transaction.
 
     A user of whom nothing is stored is remembered, too: training may know them from elsewhere. To
     repeat it also removes what came since.
@@ -39,7 +40,8 @@ def delete_user(engine: Engine, user_id: str) -> Deletion:
         before_s = deletion_times(connection, [user_id]).get(user_id, 0)
         deleted_s = max(before_s, int(time.time()))         # clocks differ between machines
         removed = connection.execute(delete(EVENTS).where(EVENTS.c.user_id == user_id)).rowcount
-        connection.execute(delete(IMPRESSIONS).where(IMPRESSIONS.c.user_id == user_id))
+        for table in (IMPRESSIONS, PROFILES):
+            connection.execute(delete(table).where(table.c.user_id == user_id))
         mark = {"user_id": user_id, "deleted_s": deleted_s}
         connection.execute(upsert(engine, DELETIONS, "user_id", replaced=["deleted_s"]), mark)
     return Deletion(user_id, deleted_s, removed)

@@ -99,7 +99,6 @@ def test_popular_items_are_those_of_most_positives(
 
 
 def test_ties_of_retrieval_go_to_the_smaller_item(release: LoadedRelease) -> None:
-    flat = replace(release)
-    flat.__dict__["retrieval_vectors_ID"] = np.zeros_like(release.retrieval_vectors_ID)
+    flat = replace(release, retrieval_vectors_ID=np.zeros_like(release.retrieval_vectors_ID))
     found = find_candidates(flat, History.empty(), Profile(), Filters(), 4)
     assert found.tolist() == [1, 2, 3, 4]

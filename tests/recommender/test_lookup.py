@@ -8,16 +8,36 @@ from engine.config import RankingConfig
 from engine.errors import RequestError, UnknownItemError, UnknownUserError
 from engine.recommender.candidates import Filters
 from engine.recommender.histories import GuestItem, guest_history, stored_history
-from engine.recommender.lookup import Query, find, user_events
-from engine.recommender.ranking import profile_of
+from engine.recommender.lookup import Query, find, read_user, user_events
 from engine.recommender.release import LoadedRelease
 from engine.state.deletions import delete_user
 from engine.state.events import Event, append
 from engine.state.histories import PastEvent
+from engine.state.profiles import put_profiles
 from engine.types import AnswerMode, Profile
 from tests.tiny_release import TinyWorld
 
 RANKING = RankingConfig(max_candidates=25, llm_candidates=5, shown_history=3)
+
+
+def test_a_profile_that_was_sent_stands_in_for_the_release_s(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    user_id = sorted(world.histories)[0]
+    put_profiles(seeded, {user_id: {"age": ("81",)}, "new": {"gender": ("F",)}, "none": {}})
+    known = read_user(release, seeded, user_id)
+    assert known == Profile(user_id, {"gender": (), "age": ("81",), "occupation": ()})
+    new = find(release, seeded, Query(k=4, user_id="new"), RANKING)
+    assert new.task is not None         # no popular items: something is known
+    assert new.task.profile.fields == {"gender": ("F",), "age": (), "occupation": ()}
+    assert user_events(release, seeded, "new", 5) == []
+    with pytest.raises(UnknownUserError):
+        user_events(release, seeded, "none", 5)
+    delete_user(seeded, user_id)
+    assert read_user(release, seeded, user_id) == Profile()
+    put_profiles(seeded, {user_id: {"age": ("18",)}})
+    assert read_user(release, seeded, user_id).user_id == ""    # who came back is a stranger
+    assert (read_user(release, seeded, user_id).fields or {})["age"] == ("18",)
 
 
 def test_a_stored_history_equals_the_one_that_was_trained_on(
@@ -125,8 +145,7 @@ def test_of_a_deleted_user_the_release_uses_nothing_until_there_are_new_events(
     append(seeded, [Event("new", user_id, "4", deleted_s + 1, 5.0, 1)])
     task = find(release, seeded, query, RANKING).task
     assert task is not None
-    assert (task.user_id, len(task.history)) == ("", 1)
-    assert profile_of(release, task.user_id) == Profile()
+    assert (task.profile, len(task.history)) == (Profile(), 1)
     assert len(user_events(release, seeded, user_id, 5)) == 1
 
 
@@ -138,12 +157,12 @@ def test_a_deleted_user_without_profile_is_a_guest_to_the_models(
     append(database, [event])
     task = find(release, database, Query(k=4, user_id="zoe"), RANKING).task
     assert task is not None
-    assert task.user_id == "zoe"
+    assert task.profile.user_id == "zoe"
     deleted_s = delete_user(database, "zoe").deleted_s
     append(database, [replace(event, timestamp_s=deleted_s + 1)])
     task = find(release, database, Query(k=4, user_id="zoe"), RANKING).task
     assert task is not None
-    assert (task.user_id, len(task.history)) == ("", 1)
+    assert (task.profile, len(task.history)) == (Profile(), 1)
 
 
 def test_events_of_items_that_the_release_lacks_are_left_out(release: LoadedRelease) -> None:

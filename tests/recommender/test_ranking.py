@@ -19,7 +19,7 @@ from engine.recommender.language import (
     tokens_to_read,
 )
 from engine.recommender.prefix_cache import PrefixCache
-from engine.recommender.ranking import RankTask, profile_of, rank, rank_popular, score_crm
+from engine.recommender.ranking import RankTask, rank, rank_popular, score_crm
 from engine.recommender.release import LoadedRelease, load_release
 from engine.types import AnswerMode, GateInput, History, HistoryScope
 from tests.tiny_release import FUSION, TinyWorld
@@ -42,7 +42,8 @@ def any_release(request: pytest.FixtureRequest, world: TinyWorld) -> LoadedRelea
 def task_of(world: TinyWorld, place: int, **change: object) -> RankTask:
     user_id = sorted(world.histories)[place]
     items = np.random.default_rng(place).permutation(np.arange(1, 41))[: 20 - place]
-    task = RankTask(user_id, world.histories[user_id], items, llm_candidates=6, k=15)
+    profile = world.profiles.of(user_id)
+    task = RankTask(profile, world.histories[user_id], items, llm_candidates=6, k=15)
     return replace(task, **change)
 
 
@@ -51,15 +52,14 @@ def test_an_answer_equals_the_models_asked_one_candidate_at_a_time(
 ) -> None:
     """The slow reference: no packing, no batch, no re-use of a prefix or a gate."""
     task = task_of(world, 0)
-    profile = profile_of(any_release, task.user_id)
     half = any_release.language
     assert half is not None
     crm, llm = {}, {}
     for item in task.candidates.tolist():
         one = np.array([item])
-        [output] = any_release.crm.score([task.history], [profile], [one])
+        [output] = any_release.crm.score([task.history], [task.profile], [one])
         crm[item] = float(output.logits_M[0])
-        prompt = half.prompts.build_all(task.history, profile, one)[0].prompt
+        prompt = half.prompts.build_all(task.history, task.profile, one)[0].prompt
         llm[item] = float(half.model.score([prompt], [half.model.gates(output)])[0][0])
     by_crm = sorted(crm, key=lambda item: (-crm[item], item))
     fused = {
@@ -161,7 +161,7 @@ def test_a_prompt_that_cannot_be_built_costs_only_its_own_request(
 
     assert release.language is not None
     tasks = [task_of(world, 0), task_of(world, 1)]
-    fussy = LanguageHalf(release.language.model, Fussy(release.language))  # type: ignore[arg-type]
+    fussy = replace(release.language, prompts=Fussy(release.language))  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         answers = rank(replace(release, language=fussy), tasks)
     assert [answer.mode for answer in answers] == [AnswerMode.CRM, AnswerMode.FULL]
@@ -210,8 +210,7 @@ def test_the_explanation_follows_attention_and_prompt(
     assert explanation.gates is not None
     assert np.mean(explanation.gates, axis=0) == pytest.approx(explanation.gate_weights, abs=1e-5)
 
-    profile = profile_of(release, task.user_id)
-    [output] = score_crm(release, [task], [profile])
+    [output] = score_crm(release, [task])
     weights = np.zeros(len(task.history))
     for each in answer.items:
         slot = task.candidates.tolist().index(release.catalogue.index_of(each.item_id))
@@ -224,7 +223,7 @@ def test_the_explanation_follows_attention_and_prompt(
     assert release.language is not None
     best = np.argsort(-output.logits_M)[:6]
     reading = read_prompts(
-        release.language, task.history, profile, task.candidates, output, best
+        release.language, task.history, task.profile, task.candidates, output, best
     )
     shown = {times[place] for place in reading.shown}
     assert {past.timestamp_s for past in explanation.past if past.is_in_prompt} == shown
@@ -260,11 +259,10 @@ def test_the_language_model_is_left_out_where_it_would_come_too_late(
 
 def test_kept_prefixes_cost_no_time(world: TinyWorld, release: LoadedRelease) -> None:
     task = task_of(world, 0)
-    profile = profile_of(release, task.user_id)
-    [output] = score_crm(release, [task], [profile])
+    [output] = score_crm(release, [task])
     assert release.language is not None
     reading = read_prompts(
-        release.language, task.history, profile, task.candidates, output, np.arange(3)
+        release.language, task.history, task.profile, task.candidates, output, np.arange(3)
     )
     cache = PrefixCache(10**8)
     blocks = sum(len(block) for prompt in reading.prompts for block in prompt.blocks)

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -9,8 +10,10 @@ from engine.config import ServingConfig
 from engine.errors import ConfigError, ForbiddenError, UnknownKeyError
 from engine.serving.access import Access, Right
 from engine.serving.ingress import Ingress, listening_hosts
+from engine.serving.retriever import ItemStatus
 from engine.state.deletions import Deletion
 from engine.state.events import EventState, EventStatus
+from engine.state.items import ItemState
 from tests.serving.conftest import Service
 
 EVENTS_KEY, OLD_KEY, ADMIN_KEY = "events-key-of-today", "events-key-of-before", "administrator-key"
@@ -92,6 +95,14 @@ class Retriever:
     async def delete(self, user_id: str) -> Deletion:
         return Deletion(user_id, 5, 0)
 
+    async def put_items(self, items: list[Any]) -> list[ItemStatus]:
+        return [ItemStatus(ItemState.STORED) for _ in items]
+
+    put_users = put_items
+
+    async def embed(self) -> int:
+        return 0
+
     async def forget(self) -> None:
         """Nothing is kept."""
 
@@ -111,18 +122,22 @@ def locked(service: Service) -> Iterator[str]:
 
 
 @pytest.mark.ray
-def test_events_and_deletions_need_their_keys_over_http(service: Service, locked: str) -> None:
+def test_what_changes_anything_needs_its_keys_over_http(service: Service, locked: str) -> None:
     event = {"event_id": "x", "user_id": "u", "item_id": "1", "timestamp_s": 1, "rating": 1.0}
 
     def ask(method: str, path: str, key: str | None) -> httpx.Response:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        body = {"events": [event]} if method == "POST" else None
+        bodies = {"/v1/events": {"events": [event]},
+                  "/v1/items": {"items": [{"item_id": "1", "title": "One"}]},
+                  "/v1/users": {"users": [{"user_id": "u", "fields": {}}]}}
+        body = bodies.get(path)
         return service.client.request(method, f"{locked}{path}", json=body, headers=headers)
 
     sending, deleting = ("POST", "/v1/events"), ("DELETE", "/v1/users/u")
     keys = (None, "not-a-key-at-all", EVENTS_KEY, ADMIN_KEY)
     assert [ask(*sending, key).status_code for key in keys] == [401, 401, 200, 200]
-    assert [ask(*deleting, key).status_code for key in keys] == [401, 401, 403, 200]
+    for changing in (deleting, ("PUT", "/v1/items"), ("PUT", "/v1/users")):
+        assert [ask(*changing, key).status_code for key in keys] == [401, 401, 403, 200]
     refused = ask(*deleting, None)
     assert refused.headers["www-authenticate"] == "Bearer"
     assert refused.json()["error"] == "UnknownKeyError"

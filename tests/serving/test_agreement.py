@@ -17,9 +17,9 @@ from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking, RankTask
 from engine.serving.agreement import SCORER_S, rank_by_one_release
 from engine.serving.releases import Unavailable
-from engine.types import AnswerMode, History
+from engine.types import AnswerMode, History, Profile
 
-TASK = RankTask("u", History.empty(), np.array([1]), 1, 1)
+TASK = RankTask(Profile("u"), History.empty(), np.array([1]), 1, 1)
 
 
 class Call:

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from ray.exceptions import RayActorError
 
 from engine.config import ServingConfig
 from engine.recommender.lookup import Found
@@ -14,11 +15,13 @@ from engine.recommender.ranking import Ranking
 from engine.serving.access import Access
 from engine.serving.groups import Groups
 from engine.serving.ingress import Ingress
-from engine.serving.retriever import Retriever
-from engine.serving.schemas import RecommendRequest
+from engine.serving.releases import Unavailable
+from engine.serving.retriever import ItemStatus, Retriever
+from engine.serving.schemas import ItemsRequest, RecommendRequest
 from engine.state.database import open_database
 from engine.state.deletions import Deletion
 from engine.state.impressions import Impression, read_impressions, record
+from engine.state.items import ItemState, SentItem
 from engine.types import AnswerMode
 
 
@@ -106,6 +109,28 @@ def test_answers_that_cannot_be_stored_are_given_and_counted(
     assert ingress.metrics.count_lost_impression.call_count == 1
     assert "is not stored: OSError" in caplog.text
     assert "ann" not in caplog.text
+
+
+@pytest.mark.parametrize("problem", ["slow", "dead", "without a release"])
+def test_items_are_stored_also_where_no_scorer_reads_their_texts(
+    ingress: Any, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    async def embed() -> Unavailable:
+        if problem == "slow":
+            await asyncio.sleep(5)
+        if problem == "dead":
+            raise RayActorError
+        return Unavailable(None, None)
+
+    async def put_items(items: list[SentItem]) -> list[ItemStatus]:
+        return [ItemStatus(ItemState.STORED)] * len(items)
+
+    monkeypatch.setattr("engine.serving.ingress.EMBED_TIMEOUT_S", 0.05)
+    ingress.scorer.embed, ingress.retriever.put_items = Mock(remote=embed), Mock(remote=put_items)
+    request = ItemsRequest.model_validate({"items": [{"item_id": "1", "title": "One"}]})
+    answer = asyncio.run(ingress.put_items(request, None))
+    assert [item.status for item in answer.items] == ["stored"]
+    assert not answer.is_embedded
 
 
 def test_what_is_kept_no_longer_is_removed(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def test_answers_events_batches_prefixes_and_releases_are_counted(service: Servi
         {**event, "event_id": "m1"}, {**event, "event_id": "m1"}, {**event, "event_id": "seed:1"},
         {**event, "event_id": "m2", "timestamp_s": 6},
     ]})
+    for _ in range(2):
+        gone = {"item_id": "never there", "is_withdrawn": True}
+        service.client.put("/v1/items", json={"items": [gone]})
     live = service.live_id
     held = {"release_id": live, "state": "live"}
 
@@ -84,6 +87,7 @@ def test_answers_events_batches_prefixes_and_releases_are_counted(service: Servi
         """Tell whether each replica's next report has come."""
         return (
             more(found, "ray_lifelora_events_total", status="stored") == 2
+            and more(found, "ray_lifelora_items_total", status="unchanged") == 1
             and more(found, "ray_lifelora_batch_requests_count") == 3
             and total(found, "ray_lifelora_prefix_bytes") > 0
             and all(total(found, "ray_lifelora_release", **held, deployment=each) == 1

@@ -26,7 +26,7 @@ def test_a_batch_may_hold_jobs_of_two_releases(
     world: TinyWorld, releases: list[LoadedRelease]
 ) -> None:
     tasks = [
-        RankTask(user_id, history, np.arange(1, 16), 5, 10)
+        RankTask(world.profiles.of(user_id), history, np.arange(1, 16), 5, 10)
         for user_id, history in sorted(world.histories.items())[:5]
     ]
     jobs = [(releases[place % 2], task) for place, task in enumerate(tasks)]
@@ -42,7 +42,7 @@ def test_a_batch_may_hold_jobs_of_two_releases(
 def test_two_releases_of_other_seeds_score_otherwise(
     world: TinyWorld, releases: list[LoadedRelease]
 ) -> None:
-    task = RankTask("1", world.histories["1"], np.arange(1, 16), 5, 10)
+    task = RankTask(world.profiles.of("1"), world.histories["1"], np.arange(1, 16), 5, 10)
     first, second = (rank(release, [task])[0].items for release in releases)
     assert [each.score for each in first] != [each.score for each in second]
 

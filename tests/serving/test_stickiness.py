@@ -13,7 +13,7 @@ from engine.config import ServingConfig
 from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking, RankTask
 from engine.serving.ingress import Ingress
-from engine.types import AnswerMode, History
+from engine.types import AnswerMode, History, Profile
 from tests.serving.conftest import REPO, Service
 
 pytestmark = pytest.mark.ray
@@ -23,7 +23,7 @@ class Retriever:
     """Finds one item for everybody."""
 
     async def find(self, query: Query, _release_id: str | None) -> Found:
-        task = RankTask(query.user_id or "", History.empty(), np.array([1]), 1, 1)
+        task = RankTask(Profile(query.user_id or ""), History.empty(), np.array([1]), 1, 1)
         return Found("r", 0, [], task)
 
     async def record(self, _impressions: list[Any]) -> None:
