@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -83,8 +84,7 @@ def find(
     """
     clock = StageClock()
     history = read_history(release, database, query, ranking)
-    if query.filters.exclude_seen and len(history) == history_limit(release, ranking):
-        query = replace(query, filters=query.filters.without(_seen(database, query)))
+    query = _without_seen(release, database, history, query, ranking)
     profile = Profile() if query.user_id is None else read_user(release, database, query.user_id)
     clock.stop("history")
     return choose(release, history, profile, query, ranking, clock)
@@ -95,16 +95,22 @@ def choose(
     ranking: RankingConfig, clock: StageClock,
 ) -> Found:
     """Choose the candidates for a history; popular items if nothing is known. Raises as `find`."""
-    found = Found(
-        release.release_id, len(history), shown_events(release, history, ranking.shown_history)
-    )
     if len(history) == 0 and not profile.has_values:
-        popular = _rank_popular(release, history, query)
-        clock.stop("candidates")
-        return replace(found, ranking=popular, stage_ms=clock.stage_ms)
+        return _popular(release, history, query, ranking, clock)
     task = _task(release, history, profile, query, ranking)
     clock.stop("candidates")
-    return replace(found, task=task, stage_ms=clock.stage_ms)
+    return _found(release, history, ranking, task=task, stage_ms=clock.stage_ms)
+
+
+def find_popular(
+    release: LoadedRelease, database: Engine, query: Query, ranking: RankingConfig
+) -> Found:
+    """Return popular items that pass the filters: for when the CRM fails. Raises as `find`."""
+    clock = StageClock()
+    history = read_history(release, database, query, ranking)
+    query = _without_seen(release, database, history, query, ranking)
+    clock.stop("history")
+    return _popular(release, history, query, ranking, clock)
 
 
 def answer(release: LoadedRelease, found: Sequence[Found]) -> list[Ranking]:
@@ -140,6 +146,16 @@ def read_user(release: LoadedRelease, database: Engine, user_id: str) -> Profile
 def history_limit(release: LoadedRelease, ranking: RankingConfig) -> int:
     """Return how many events of a user, the newest, an answer reads."""
     return min(ranking.max_history, release.max_history)
+
+
+def _without_seen(
+    release: LoadedRelease, database: Engine, history: History, query: Query,
+    ranking: RankingConfig,
+) -> Query:
+    """Return the query whose filters leave out what is older than the history that is read."""
+    if not query.filters.exclude_seen or len(history) < history_limit(release, ranking):
+        return query
+    return replace(query, filters=query.filters.without(_seen(database, query)))
 
 
 def _seen(database: Engine, query: Query) -> list[str]:
@@ -186,6 +202,22 @@ def shown_events(release: LoadedRelease, history: History, limit: int) -> list[S
             newest.timestamps_s[::-1], strict=True,
         )
     ]
+
+
+def _popular(
+    release: LoadedRelease, history: History, query: Query, ranking: RankingConfig,
+    clock: StageClock,
+) -> Found:
+    popular = _rank_popular(release, history, query)
+    clock.stop("candidates")
+    return _found(release, history, ranking, ranking=popular, stage_ms=clock.stage_ms)
+
+
+def _found(
+    release: LoadedRelease, history: History, shown: RankingConfig, **parts: Any
+) -> Found:
+    newest = shown_events(release, history, shown.shown_history)
+    return Found(release.release_id, len(history), newest, **parts)
 
 
 def _rank_popular(release: LoadedRelease, history: History, query: Query) -> Ranking:

@@ -2,7 +2,7 @@
 
     full      the best M by CRM, ordered by the fused score, then the rest in the CRM's order
     crm       all in the CRM's order (no language model asked for, or no time for it)
-    popular   by popularity (nothing is known of the user)
+    popular   by popularity (nothing is known of the user, or the CRM fails)
 
 Scores are logits. Several requests are ranked in one call; each keeps its own gates.
 """

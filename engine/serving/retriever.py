@@ -1,6 +1,7 @@
 """State database, histories and candidates: the first half of every answer."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from itertools import islice
 
 import torch
 from ray import serve
+from sqlalchemy.exc import SQLAlchemyError
 
 from engine.config import ServingConfig
-from engine.errors import RequestError
+from engine.errors import EngineError, RequestError
 from engine.recommender.feed import Feed
 from engine.recommender.feedback import read_feedback
-from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
-from engine.recommender.ranking import Ranking, RankTask, rank
+from engine.recommender.lookup import Found, Query, ShownEvent, find, find_popular, user_events
+from engine.recommender.ranking import Ranking, RankTask, rank, rank_popular
 from engine.recommender.release import LoadedRelease, load_release
 from engine.serving.groups import Groups
 from engine.serving.metrics import ReleaseMetrics, shown
@@ -28,6 +30,8 @@ from engine.state.histories import SEED_PREFIX
 from engine.state.impressions import Impression, forget_impressions, record
 from engine.state.items import ItemState, SentItem, put_items
 from engine.state.profiles import put_profiles
+
+log = logging.getLogger(__name__)
 
 GROUP_EVENTS = 4_000
 """Events of several requests that may share a commit."""
@@ -102,15 +106,29 @@ class Retriever:
         return await asyncio.to_thread(self._find, release, query)
 
     def _find(self, release: LoadedRelease, query: Query) -> Found:
-        return find(self.feed.current(release), self.database, query, self.config.ranking)
+        current = self.feed.current(release)
+        try:
+            return find(current, self.database, query, self.config.ranking)
+        except (EngineError, SQLAlchemyError):
+            raise
+        except Exception:   # whatever it is, there are popular items
+            log.exception("release %s: answering by popularity, the CRM failed", release.release_id)
+            return find_popular(current, self.database, query, self.config.ranking)
 
     async def rank(self, task: RankTask, release_id: str) -> Ranking | Unavailable:
         """Rank by the CRM, where no scorer does it in time."""
         release = self.releases.find(release_id)
         if isinstance(release, Unavailable):
             return release
-        current = await asyncio.to_thread(self.feed.current, release, task.revision)
-        [ranking] = await asyncio.to_thread(rank, current, [task])
+        return await asyncio.to_thread(self._rank, release, task)
+
+    def _rank(self, release: LoadedRelease, task: RankTask) -> Ranking:
+        current = self.feed.current(release, task.revision)
+        try:
+            [ranking] = rank(current, [task])
+        except Exception:   # whatever it is, some items are more popular than others
+            log.exception("release %s: answering by popularity, the CRM failed", release.release_id)
+            return rank_popular(current, task.candidates, task.k)
         return ranking
 
     async def user_events(self, user_id: str, limit: int) -> list[ShownEvent] | Unavailable:

@@ -10,8 +10,11 @@ import pytest
 from ray.exceptions import RayActorError
 
 from engine.config import ServingConfig
-from engine.recommender.lookup import Found
+from engine.errors import UnknownItemError
+from engine.recommender.feed import Feed
+from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking
+from engine.recommender.release import load_release
 from engine.serving.access import Access
 from engine.serving.groups import Groups
 from engine.serving.ingress import Ingress
@@ -23,6 +26,7 @@ from engine.state.deletions import Deletion
 from engine.state.impressions import Impression, read_impressions, record
 from engine.state.items import ItemState, SentItem
 from engine.types import AnswerMode
+from tests.tiny_release import tiny_world
 
 
 class Replicas:
@@ -131,6 +135,36 @@ def test_items_are_stored_also_where_no_scorer_reads_their_texts(
     answer = asyncio.run(ingress.put_items(request, None))
     assert [item.status for item in answer.items] == ["stored"]
     assert not answer.is_embedded
+
+
+def test_where_the_crm_fails_popular_items_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = tiny_world(tmp_path)
+    world.publish("r1")
+    release = load_release(world.registry, "r1", model_cache="", device="cpu", with_llm=False)
+    retriever = object.__new__(Retriever.func_or_class)     # type: ignore[attr-defined]
+    retriever.config = ServingConfig()
+    retriever.database = open_database(f"sqlite:///{tmp_path}/state.db")
+    retriever.feed = Feed(retriever.database)
+    user_id = next(user for user in world.histories if release.profiles.of(user).has_values)
+    query = Query(k=3, user_id=user_id)
+    task = retriever._find(release, query).task
+    assert task is not None
+    assert retriever._rank(release, task).mode is AnswerMode.CRM
+
+    def fail(*_: Any) -> None:
+        raise FloatingPointError("not a number")
+
+    for name in ("score", "retrieval_states"):
+        monkeypatch.setattr(release.crm, name, fail)
+    found = retriever._find(release, query)
+    assert found.ranking.mode is retriever._rank(release, task).mode is AnswerMode.POPULAR
+    assert len(found.ranking.items) == len(retriever._rank(release, task).items) == 3
+    assert "FloatingPointError" in caplog.text
+    with pytest.raises(UnknownItemError):
+        retriever._find(release, Query(k=3, user_id=user_id, item_ids=["no such"]))
+    retriever.database.dispose()
 
 
 def test_what_is_kept_no_longer_is_removed(tmp_path: Path) -> None:
