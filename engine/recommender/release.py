@@ -5,6 +5,7 @@ language model with its bank and prompts.
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine import storage
-from engine.config import BaseModelConfig, EngineConfig, SourceConfig
+from engine.config import BaseModelConfig, EngineConfig, RetrievalConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
 from engine.errors import ReleaseError
@@ -24,6 +25,7 @@ from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
 from engine.prompts.template import PromptBuilder
 from engine.releases.registry import Registry
+from engine.retrieval.index import ItemIndex, build_index
 from engine.types import FloatArray, IntArray
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class LoadedRelease:
     popularity: Popularity
     fusion: Fusion
     language: LanguageHalf | None = field(default=None)
+    retrieval: RetrievalConfig | None = field(default=None)
+    """How items are searched; None: exactly."""
 
     def knows(self, user_id: str) -> bool:
         """Tell whether the release has a profile of this user."""
@@ -63,6 +67,11 @@ class LoadedRelease:
     def retrieval_vectors_ID(self) -> FloatArray:
         """Return the retrieval vector of every item, row 0 being the unknown one."""
         return self.crm.item_vectors()
+
+    @cached_property
+    def item_index(self) -> ItemIndex:
+        """Return what finds items by their retrieval vectors."""
+        return build_index(self.retrieval_vectors_ID, self.retrieval)
 
     @cached_property
     def items_by_value(self) -> dict[str, dict[str, IntArray]]:
@@ -80,9 +89,13 @@ class LoadedRelease:
 
 
 def load_release(
-    registry: Registry, release_id: str, *, model_cache: str, device: str, with_llm: bool = True
+    registry: Registry, release_id: str, *, model_cache: str, device: str, with_llm: bool = True,
+    retrieval: RetrievalConfig | None = None,
 ) -> LoadedRelease:
     """Verify a release, every file of it, and load it.
+
+    With `retrieval` everything is made that finds candidates, so that no request waits for it;
+    without, when it is first wanted, and the search is exact.
 
     Raises ChecksumError, ReleaseNotFoundError, ReleaseFormatError, ConfigError where the base model
     is not in the cache, or ReleaseError where base model or prompts here are not those that the
@@ -102,12 +115,25 @@ def load_release(
         ),
         CRMScorer.load(storage.join(folder, "crm"), opened.catalogue, opened.vectors),
         Popularity.load(storage.join(folder, "popularity.safetensors")),
-        Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json"))), language,
+        Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json"))),
+        language, retrieval,
     )
+    if retrieval is not None:
+        _make_searchable(release)
     log.info(
         "release %s: loaded from %s, %d items", release_id, folder, len(opened.catalogue) - 1
     )
     return release
+
+
+def _make_searchable(release: LoadedRelease) -> None:
+    start_s = time.perf_counter()
+    kind = type(release.item_index).__name__
+    num_values = sum(map(len, release.items_by_value.values()))
+    log.info(
+        "release %s: %s of %d items and %d field values in %.1f s", release.release_id, kind,
+        len(release.catalogue) - 1, num_values, time.perf_counter() - start_s,
+    )
 
 
 def check_release(
