@@ -9,7 +9,7 @@ The prose is results.md.jinja beside this file; every figure comes from benchmar
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Speed:
     """The results of the races, as tables in Markdown; None where one was not run."""
 
     def __init__(self, folder: Path) -> None:
-        names = "adapter_training", "crm_training", "histories", "serving"
+        names = "adapter_training", "crm_training", "histories", "serving", "retrieval"
         paths = {name: folder / f"{name}.json" for name in names}
         self.results = {name: _read(path) for name, path in paths.items() if path.exists()}
 
@@ -136,6 +136,33 @@ class Speed:
             ))
             for each in self.results["serving"]["candidates"]
         ])
+
+    def builds_table(self) -> str:
+        """Return what an index of so many items costs when a release is loaded."""
+        head = "vectors", "items", "CPU s to build", "index, MiB", "the vectors themselves, MiB"
+        return _table(head, [
+            (kind, f"{int(size):,}", f"{each['build_cpu_s']:.1f}", f"{each['index_mib']:.0f}",
+             f"{each['vectors_mib']:.0f}")
+            for kind, size, each in self._retrieval()
+        ])
+
+    def retrieval_table(self) -> str:
+        """Return exact against approximate search under each filter."""
+        head = ("vectors", "items", "filter", "exact, CPU ms", "faiss, CPU ms", "ratio", "range",
+                "recall", "lowest of a request")
+        return _table(head, [
+            (kind, f"{int(size):,}", name, *(
+                f"{1000 / each[subject]['requests_per_cpu_s']:.2f}"
+                for subject in ("exact", "faiss")
+            ), f"{each['faiss']['ratio_to_exact']:.1f}", _range(each["faiss"]),
+             f"{each['recall']:.4f}", f"{each['lowest_recall']:.3f}")
+            for kind, size, found in self._retrieval() for name, each in found["filters"].items()
+        ])
+
+    def _retrieval(self) -> Iterator[tuple[str, str, Json]]:
+        found = self.results["retrieval"]
+        for kind in ("generated", "trained"):
+            yield from ((kind, size, each) for size, each in found.get(kind, {}).items())
 
     def source(self, name: str) -> str:
         """Return command and commit."""

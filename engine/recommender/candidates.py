@@ -1,4 +1,4 @@
-"""User state -> the items to rank: exact top-k over the catalogue, filters first."""
+"""User state -> the items to rank: top-k over the catalogue, filters first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from engine.errors import RequestError
 from engine.recommender.release import LoadedRelease
-from engine.retrieval.top_k import top_k
 from engine.types import History, IntArray, Profile
 
 
@@ -62,11 +61,13 @@ def named_items(release: LoadedRelease, item_ids: Sequence[str]) -> IntArray:
 def find_candidates(
     release: LoadedRelease, history: History, profile: Profile, filters: Filters, limit: int
 ) -> IntArray:
-    """Return the `limit` allowed items of largest retrieval score, best first."""
-    allowed = np.flatnonzero(allowed_items(release, history, filters))
+    """Return the `limit` allowed items of largest retrieval score, best first.
+
+    There are fewer only where fewer are allowed.
+    """
+    allowed = allowed_items(release, history, filters)
     state_D = release.crm.retrieval_states([history], [profile])[0]
-    scores = release.retrieval_vectors_ID[allowed] @ state_D
-    return allowed[top_k(scores, limit)].astype(np.int32)
+    return release.item_index.search(state_D, allowed, limit)
 
 
 def popular_items(

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from engine.data.catalogue import Catalogue
 from engine.models.text_encoder import BaseModelEncoder, TextEncoder, load_encoder
 from engine.recommender.release import ItemsByValue, LoadedRelease
+from engine.retrieval import index
 from engine.retrieval.item_text import item_text
 from engine.state.items import (
     StoredItem,
@@ -49,7 +50,7 @@ class Feed:
         with self._lock:
             found = self._kept(release)
             changes = items_since(self._database, found.revision)
-            found = with_items(found, changes) if changes else found
+            found = with_items(found, changes, release.vectors_ID) if changes else found
             self._current[release.release_id] = release, found
             self._current.move_to_end(release.release_id)
             while len(self._current) > MAX_RELEASES:
@@ -67,15 +68,21 @@ class Feed:
             return release.revision >= newest_revision(connection)
 
 
-def with_items(release: LoadedRelease, changes: Sequence[StoredItem]) -> LoadedRelease:
-    """Return a release to which these changes came, in the order in which the items first came."""
+def with_items(
+    release: LoadedRelease, changes: Sequence[StoredItem], own_vectors_ID: FloatArray
+) -> LoadedRelease:
+    """Return a release to which these changes came, in the order in which the items first came.
+
+    `own_vectors_ID` are the text vectors that it was loaded with: a changed item has its own until
+    its new text is read.
+    """
     known = release.catalogue
     added = [each for each in changes if each.item.item_id not in known]
     catalogue = _with_texts(known, changes, added)
     places = np.array([catalogue.index_of(each.item.item_id) for each in changes])
     offered_I = np.pad(release.offered_I, (0, len(added)))
     offered_I[places] = [not each.item.is_withdrawn for each in changes]
-    vectors_ID = _with_vectors(release, changes, places, len(added))
+    vectors_ID = _with_vectors(release, changes, places, own_vectors_ID)
     current = replace(
         release, offered_I=offered_I, revision=max(each.revision for each in changes)
     )
@@ -83,12 +90,13 @@ def with_items(release: LoadedRelease, changes: Sequence[StoredItem]) -> LoadedR
     if len(changed) == 0:
         return current
     crm = release.crm.with_items(catalogue, vectors_ID, changed)
-    retrieval_ID = np.pad(release.retrieval_vectors_ID, ((0, len(added)), (0, 0)))
+    retrieval_ID = np.pad(release.item_index.vectors_ID, ((0, len(added)), (0, 0)))
     retrieval_ID[changed] = crm.item_vectors(changed)
     is_implicit = release.source.label.kind == "implicit"
     half = release.language
     return replace(
-        current, catalogue=catalogue, crm=crm, retrieval_vectors_ID=retrieval_ID,
+        current, catalogue=catalogue, crm=crm,
+        item_index=index.with_items(release.item_index, retrieval_ID, changed),
         popularity=release.popularity.with_unseen(len(added), implicit=is_implicit),
         items_by_value=_with_values(release.items_by_value, known, catalogue, changed),
         language=half and replace(half, prompts=half.prompts.with_items(catalogue, vectors_ID)),
@@ -147,17 +155,23 @@ def _with_texts(
 
 
 def _with_vectors(
-    release: LoadedRelease, changes: Sequence[StoredItem], places: IntArray, num_added: int
+    release: LoadedRelease, changes: Sequence[StoredItem], places: IntArray,
+    own_vectors_ID: FloatArray,
 ) -> FloatArray:
     """Return the text vectors; zeros for a new item that has none yet."""
-    encoder = release.item_texts.encoder
-    raw = {place: each.vector_H for each, place in zip(changes, places.tolist(), strict=True)
-           if each.vector_H is not None and each.encoder == encoder}
-    if not raw and not num_added:
-        return release.vectors_ID
-    vectors_ID = np.pad(release.vectors_ID, ((0, num_added), (0, 0)))
+    texts, known = release.item_texts, release.vectors_ID
+    size = max(len(known), int(places.max()) + 1)
+    wanted = np.zeros((len(changes), known.shape[1]), np.float32)
+    is_own = places < len(own_vectors_ID)
+    wanted[is_own] = own_vectors_ID[places[is_own]]
+    raw = {number: each.vector_H for number, each in enumerate(changes)
+           if each.vector_H is not None and each.encoder == texts.encoder}
     if raw:
-        vectors_ID[list(raw)] = release.item_texts.projector.project(np.stack(list(raw.values())))
+        wanted[list(raw)] = texts.projector.project(np.stack(list(raw.values())))
+    if size == len(known) and np.array_equal(known[places], wanted):
+        return known
+    vectors_ID = np.pad(known, ((0, size - len(known)), (0, 0)))
+    vectors_ID[places] = wanted
     return vectors_ID
 
 
@@ -179,7 +193,7 @@ def _changed(
 
 
 def _with_values(
-    index: ItemsByValue, before: Catalogue, after: Catalogue, changed: IntArray
+    known: ItemsByValue, before: Catalogue, after: Catalogue, changed: IntArray
 ) -> ItemsByValue:
     """Return the index of values in which changed items stand under what they have now."""
     found = {}
@@ -192,7 +206,7 @@ def _with_values(
                 came.setdefault(value, []).append(item)
             for value in set(old[item]) if item < len(before) else ():
                 left.setdefault(value, []).append(item)
-        places: dict[str, IntArray] = dict(index.get(name, {}))
+        places: dict[str, IntArray] = dict(known.get(name, {}))
         for value in {*came, *left}:
             kept = np.setdiff1d(places.get(value, np.array([], int)), left.get(value, []))
             places[value] = np.union1d(kept, np.array(came.get(value, []), int))

@@ -13,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import storage
-from engine.config import BaseModelConfig, EngineConfig, ItemTextConfig, SourceConfig
+from engine.config import (
+    BaseModelConfig,
+    EngineConfig,
+    ItemTextConfig,
+    RetrievalConfig,
+    SourceConfig,
+)
 from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
 from engine.errors import ReleaseError
@@ -24,6 +30,7 @@ from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
 from engine.prompts.template import PromptBuilder
 from engine.releases.registry import Registry
+from engine.retrieval.index import ItemIndex, build_index
 from engine.retrieval.item_text import Projector
 from engine.types import UNKNOWN, FloatArray, IntArray
 
@@ -65,8 +72,8 @@ class LoadedRelease:
     crm: CRMScorer
     popularity: Popularity
     fusion: Fusion
-    retrieval_vectors_ID: FloatArray
-    """Of every item, row 0 being the unknown one."""
+    item_index: ItemIndex
+    """Finds items by their retrieval vectors."""
     items_by_value: ItemsByValue
     offered_I: npt.NDArray[np.bool_]
     """Which items may be answered: not the unknown one, and none that was withdrawn."""
@@ -100,9 +107,12 @@ def items_by_value(catalogue: Catalogue) -> dict[str, dict[str, IntArray]]:
 
 
 def load_release(
-    registry: Registry, release_id: str, *, model_cache: str, device: str, with_llm: bool = True
+    registry: Registry, release_id: str, *, model_cache: str, device: str, with_llm: bool = True,
+    retrieval: RetrievalConfig | None = None,
 ) -> LoadedRelease:
     """Verify a release, every file of it, and load it.
+
+    Without `retrieval` candidates are searched exactly.
 
     Raises ChecksumError, ReleaseNotFoundError, ReleaseFormatError, ConfigError where the base model
     is not in the cache, or ReleaseError where base model or prompts here are not those that the
@@ -122,11 +132,12 @@ def load_release(
         Profiles.from_table(users, config.source.user_fields), crm,
         Popularity.load(storage.join(folder, "popularity.safetensors")),
         Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json"))),
-        crm.item_vectors(), items_by_value(opened.catalogue),
+        build_index(crm.item_vectors(), retrieval), items_by_value(opened.catalogue),
         np.arange(len(opened.catalogue)) > UNKNOWN, language,
     )
     log.info(
-        "release %s: loaded from %s, %d items", release_id, folder, len(opened.catalogue) - 1
+        "release %s: loaded from %s, %d items, %s", release_id, folder, len(opened.catalogue) - 1,
+        type(release.item_index).__name__,
     )
     return release
 

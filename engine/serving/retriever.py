@@ -80,7 +80,8 @@ class Retriever:
         self.config = config
         self.database = open_database(config.database_url)
         load = partial(
-            load_release, model_cache=config.model_cache, device=config.device, with_llm=False
+            load_release, model_cache=config.model_cache, device=config.device, with_llm=False,
+            retrieval=config.retrieval,
         )
         self.releases = ReleaseHolder(load)
         self.feed = Feed(self.database)

@@ -242,7 +242,7 @@ class ItemsAnswer(Answer):
     items: list[SentItemAnswer]
     is_embedded: bool
     """Whether their texts are read: until then a new item is found by its fields alone, and a
-    changed one by its old text. It is made up for within minutes."""
+    changed one by the text of the release. It is made up for within minutes."""
 
 
 class SentUserAnswer(Answer):

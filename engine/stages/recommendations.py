@@ -67,6 +67,7 @@ class Ask:
         return {
             "release_id": self.release_id, "k": self.k,
             "ranking": self.serving.ranking.settings(),
+            "retrieval": self.serving.retrieval.settings(),
             "exclude_seen": self.filters.exclude_seen,
             "exclude_items": list(self.filters.exclude_items),
             "fields": {name: list(values) for name, values in self.filters.fields.items()},
@@ -143,6 +144,7 @@ class _Recommender:
         self._release = load_release(
             Registry(ask.registry), ask.release_id, model_cache=ask.serving.model_cache,
             device=ask.serving.device, with_llm=ask.serving.ranking.llm_candidates > 0,
+            retrieval=ask.serving.retrieval,
         )
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:

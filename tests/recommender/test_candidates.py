@@ -14,6 +14,7 @@ from engine.recommender.candidates import (
     popular_items,
 )
 from engine.recommender.release import LoadedRelease
+from engine.retrieval.index import ExactIndex
 from engine.types import History, Profile
 from tests.tiny_release import TinyWorld
 
@@ -99,6 +100,6 @@ def test_popular_items_are_those_of_most_positives(
 
 
 def test_ties_of_retrieval_go_to_the_smaller_item(release: LoadedRelease) -> None:
-    flat = replace(release, retrieval_vectors_ID=np.zeros_like(release.retrieval_vectors_ID))
+    flat = replace(release, item_index=ExactIndex(np.zeros_like(release.item_index.vectors_ID)))
     found = find_candidates(flat, History.empty(), Profile(), Filters(), 4)
     assert found.tolist() == [1, 2, 3, 4]

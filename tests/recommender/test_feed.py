@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete
 
+from engine.config import RetrievalConfig
 from engine.data.catalogue import Catalogue
 from engine.errors import UnknownItemError
 from engine.models.base import load_base_model
@@ -15,6 +16,7 @@ from engine.recommender.candidates import Filters, popular_items
 from engine.recommender.feed import Feed, embed_items, with_items
 from engine.recommender.lookup import Query, answer, find
 from engine.recommender.release import LoadedRelease, items_by_value
+from engine.retrieval.index import ExactIndex, PatchedIndex, build_index
 from engine.retrieval.item_text import item_text
 from engine.state.database import ITEMS, writing
 from engine.state.events import Event, append
@@ -82,9 +84,9 @@ def test_withdrawing_and_what_is_as_it_was_copy_nothing(
     same = SentItem("4", catalogue.titles[catalogue.index_of("4")],
                     catalogue.values_of(catalogue.index_of("4")))
     put_items(database, [same, SentItem("5", is_withdrawn=True)])
-    current = with_items(release, items_since(database, 0))
+    current = with_items(release, items_since(database, 0), release.vectors_ID)
     assert current.crm is release.crm
-    assert current.retrieval_vectors_ID is release.retrieval_vectors_ID
+    assert current.item_index is release.item_index
     assert current.revision == 1
     assert np.flatnonzero(release.offered_I != current.offered_I).tolist() == [
         catalogue.index_of("5")
@@ -98,7 +100,7 @@ def whole_release(release: LoadedRelease, current: LoadedRelease) -> LoadedRelea
     space = crm.maps.space(fresh, current.vectors_ID, crm.space.crm, crm.space.source)
     scorer = CRMScorer(crm.model, crm.maps, space)
     return replace(
-        current, catalogue=fresh, crm=scorer, retrieval_vectors_ID=scorer.item_vectors(),
+        current, catalogue=fresh, crm=scorer, item_index=ExactIndex(scorer.item_vectors()),
         items_by_value=items_by_value(fresh),
     )
 
@@ -107,7 +109,7 @@ def assert_equal(one: LoadedRelease, other: LoadedRelease) -> None:
     assert one.catalogue == other.catalogue
     assert one.revision == other.revision
     np.testing.assert_array_equal(one.offered_I, other.offered_I)
-    np.testing.assert_allclose(one.retrieval_vectors_ID, other.retrieval_vectors_ID, atol=1e-5)
+    np.testing.assert_allclose(one.item_index.vectors_ID, other.item_index.vectors_ID, atol=1e-5)
     tables = one.crm.space.items, other.crm.space.items
     for name in (each.name for each in fields(tables[0])):
         a, b = (getattr(table, name) for table in tables)
@@ -143,7 +145,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture],
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture],
           deadline=None)
 @given(STEPS)
 def test_changes_one_by_one_or_together_give_the_release_made_of_that_catalogue(
@@ -217,6 +219,21 @@ def test_a_scorer_catches_up_only_where_it_lacks_what_the_retriever_saw(
     assert "new-2" in late.catalogue
     assert feed.current(release, seen.revision) is late     # an item keeps its index
     assert late.catalogue.index_of("new-1") == seen.catalogue.index_of("new-1")
+
+
+def test_a_large_catalogue_is_not_indexed_anew_for_an_item(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    settings = RetrievalConfig(exact_items=10, probes=100)
+    large = replace(release, item_index=build_index(release.item_index.vectors_ID, settings))
+    put_items(seeded, [NEW, SentItem("3", "Other", {"genres": ("Odd",)})])
+    embed_items(seeded, release)
+    patched, exact = Feed(seeded).current(large), Feed(seeded).current(release)
+    assert isinstance(patched.item_index, PatchedIndex)
+    assert patched.item_index.before is large.item_index
+    for user_id in world.histories:
+        query = Query(k=3, user_id=user_id)
+        assert answered(patched, seeded, query) == answered(exact, seeded, query)
 
 
 def test_a_release_that_is_loaded_again_starts_from_its_own_catalogue(

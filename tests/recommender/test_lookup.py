@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from engine.config import RankingConfig
+from engine.config import RankingConfig, RetrievalConfig
 from engine.errors import RequestError, UnknownItemError, UnknownUserError
 from engine.recommender.candidates import Filters
 from engine.recommender.histories import GuestItem, guest_history, stored_history
 from engine.recommender.lookup import Query, find, read_user, user_events
 from engine.recommender.release import LoadedRelease
+from engine.retrieval.cells import CellIndex
+from engine.retrieval.index import build_index
 from engine.state.deletions import delete_user
 from engine.state.events import Event, append
 from engine.state.histories import PastEvent
@@ -83,6 +85,25 @@ def test_seen_items_are_left_out_however_old_they_are(
         guest = find(release, seeded, replace(query, user_id=None, guest=items), short)
         assert guest.task is not None
         assert set(guest.task.candidates.tolist()) == expected
+
+
+def test_an_approximate_search_of_all_cells_finds_what_an_exact_one_does(
+    world: TinyWorld, release: LoadedRelease, seeded: Engine
+) -> None:
+    settings = RetrievalConfig(exact_items=39, probes=6)        # of 40 items; of 6 cells
+    large = replace(release, item_index=build_index(release.item_index.vectors_ID, settings))
+    assert isinstance(large.item_index, CellIndex)
+    filters = Filters(exclude_seen=True, fields={"genres": ["Drama", "Comedy"]})
+    lengths = set()
+    for user_id in world.histories:
+        for query in (Query(k=5, user_id=user_id), Query(k=5, user_id=user_id, filters=filters)):
+            approximate = find(large, seeded, query, RANKING).task
+            exact = find(release, seeded, query, RANKING).task
+            assert approximate is not None
+            assert exact is not None
+            assert approximate.candidates.tolist() == exact.candidates.tolist()
+            lengths.add(len(exact.candidates))
+    assert max(lengths) == 25 > min(lengths)
 
 
 def test_candidates_are_found_or_named(

@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 
 from engine import storage
+from engine.config import RetrievalConfig
 from engine.errors import ChecksumError, ReleaseError, ReleaseNotFoundError
 from engine.recommender.release import LoadedRelease, load_release
+from engine.retrieval.cells import CellIndex
+from engine.retrieval.index import ExactIndex
 from tests.tiny_release import TinyWorld, tiny_world
 
 
@@ -83,3 +86,13 @@ def test_a_bank_of_another_crm_is_refused(
     own_world.registry.publish("r3", files, {**facts["facts"], "config": config})
     with pytest.raises(ReleaseError, match="trained under CRM '0123456789ab'"):
         load(own_world, "r3")
+
+
+def test_a_large_catalogue_is_indexed_when_it_is_loaded(own_world: TinyWorld) -> None:
+    for exact_items, kind in ((40, ExactIndex), (39, CellIndex)):
+        loaded = load_release(
+            own_world.registry, "r1", model_cache="", device="cpu", with_llm=False,
+            retrieval=RetrievalConfig(exact_items=exact_items),
+        )
+        assert type(loaded.item_index) is kind
+    assert type(load(own_world, "r1", with_llm=False).item_index) is ExactIndex

@@ -85,6 +85,7 @@ def local_config(world: TinyWorld, database_url: str, port: int) -> dict[str, An
         "database_url": database_url, "model_cache": str(world.root), "device": "cpu",
         "threads": 1, "max_events": 50,
         "ranking": {"max_candidates": 30, "llm_candidates": 6, "max_k": 20, "max_history": 60},
+        "retrieval": {"exact_items": 20},       # of 40: by cells, in every process alike
     }
     for deployment in application["deployments"]:
         if "user_config" in deployment:
