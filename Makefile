@@ -19,17 +19,20 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=# else every process compiles anew what COMPILE left out
 
-.PHONY: demo test test-ray test-rest train results results-quick serve install fetch lint docs constraints clean
+.PHONY: demo test test-serving test-ray test-rest train results results-quick serve install fetch lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
 	$(RUN) jobs.demo
 
 test: $(TESTED)                         ## everything that .ci/run runs
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-ray lint test-rest
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=line test-serving test-ray lint test-rest
 
-test-ray: $(TESTED) $(FETCHED)          # waits often: the others run meanwhile
-	$(RUN) pytest -m ray --durations=15
+test-serving: $(TESTED) $(FETCHED)      # these two wait often: the others run meanwhile
+	$(RUN) pytest tests/serving -m ray --durations=15
+
+test-ray: $(TESTED) $(FETCHED)
+	$(RUN) pytest --ignore=tests/serving -m ray --durations=15
 
 test-rest: $(TESTED) $(FETCHED)
 	$(RUN) pytest -m "not ray"
