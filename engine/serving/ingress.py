@@ -39,7 +39,6 @@ from engine.serving.schemas import (
     HistoryEvent,
     HistorySummary,
     ItemAnswer,
-    ItemsAnswer,
     ItemsRequest,
     ReadyAnswer,
     RecommendAnswer,
@@ -48,9 +47,10 @@ from engine.serving.schemas import (
     ReplicaAnswer,
     ScoreRequest,
     SentItemAnswer,
+    SentItemsAnswer,
     SentUserAnswer,
+    SentUsersAnswer,
     UserHistoryAnswer,
-    UsersAnswer,
     UsersRequest,
 )
 from engine.state.impressions import Impression, ShownItem
@@ -164,7 +164,7 @@ class Ingress:
         ])
 
     @api.put("/v1/items")
-    async def put_items(self, request: ItemsRequest, key: Key) -> ItemsAnswer:
+    async def put_items(self, request: ItemsRequest, key: Key) -> SentItemsAnswer:
         """Add, change or withdraw items; they are durable, and so answered, on return."""
         self.access.require(Right.ADMIN, _text(key))
         checks.check_items(request, self.config)
@@ -176,7 +176,7 @@ class Ingress:
         if isinstance(statuses, Unavailable):
             raise no_release()
         self.metrics.count_items(status.state for status in statuses)
-        return ItemsAnswer(is_embedded=await self._embed(), items=[
+        return SentItemsAnswer(is_embedded=await self._embed(), items=[
             SentItemAnswer(
                 index=index, item_id=item.item_id, status=status.state, reason=status.reason
             )
@@ -184,7 +184,7 @@ class Ingress:
         ])
 
     @api.put("/v1/users")
-    async def put_users(self, request: UsersRequest, key: Key) -> UsersAnswer:
+    async def put_users(self, request: UsersRequest, key: Key) -> SentUsersAnswer:
         """Store profiles; they are durable, and used by the next answer, on return."""
         self.access.require(Right.ADMIN, _text(key))
         checks.check_users(request, self.config)
@@ -192,7 +192,7 @@ class Ingress:
         statuses = await self.retriever.put_users.remote(users)
         if isinstance(statuses, Unavailable):
             raise no_release()
-        return UsersAnswer(users=[
+        return SentUsersAnswer(users=[
             SentUserAnswer(
                 index=index, user_id=user.user_id, status=status.state, reason=status.reason
             )

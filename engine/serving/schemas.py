@@ -236,7 +236,7 @@ class SentItemAnswer(Answer):
     reason: str | None
 
 
-class ItemsAnswer(Answer):
+class SentItemsAnswer(Answer):
     """One status for each item, in order."""
 
     items: list[SentItemAnswer]
@@ -255,7 +255,7 @@ class SentUserAnswer(Answer):
     reason: str | None
 
 
-class UsersAnswer(Answer):
+class SentUsersAnswer(Answer):
     """One status for each profile, in order."""
 
     users: list[SentUserAnswer]
