@@ -23,6 +23,7 @@ from engine.models.fusion import Fusion
 from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
 from engine.prompts.template import PromptBuilder
+from engine.recommender.titles import Titles
 from engine.releases.registry import Registry
 from engine.types import FloatArray, IntArray
 
@@ -63,6 +64,11 @@ class LoadedRelease:
     def retrieval_vectors_ID(self) -> FloatArray:
         """Return the retrieval vector of every item, row 0 being the unknown one."""
         return self.crm.item_vectors()
+
+    @cached_property
+    def titles(self) -> Titles:
+        """Return all titles, for search."""
+        return Titles(self.catalogue, self.popularity.top)
 
     @cached_property
     def items_by_value(self) -> dict[str, dict[str, IntArray]]:

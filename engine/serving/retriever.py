@@ -12,10 +12,12 @@ from ray import serve
 
 from engine.config import ServingConfig
 from engine.errors import RequestError
+from engine.recommender.catalogue import CatalogueFacts, catalogue_facts
 from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, user_events
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.titles import NamedItem
 from engine.serving.groups import Groups
 from engine.serving.metrics import ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
@@ -23,7 +25,7 @@ from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
 from engine.state.deletions import Deletion, delete_user
 from engine.state.events import Event, EventState, EventStatus, append
-from engine.state.histories import SEED_PREFIX
+from engine.state.histories import SEED_PREFIX, some_user_ids
 from engine.state.impressions import Impression, forget_impressions, record
 
 GROUP_EVENTS = 4_000
@@ -95,6 +97,22 @@ class Retriever:
         if isinstance(release, Unavailable):
             return release
         return await asyncio.to_thread(user_events, release, self.database, user_id, limit)
+
+    async def users(self, prefix: str, limit: int) -> list[str]:
+        """Return ids with stored events that begin with a prefix; needs no release."""
+        return await asyncio.to_thread(some_user_ids, self.database, prefix, limit)
+
+    async def search(self, text: str, limit: int) -> list[NamedItem] | Unavailable:
+        """Return items by text."""
+        release = self.releases.find(None)
+        if isinstance(release, Unavailable):
+            return release
+        return await asyncio.to_thread(lambda: release.titles.search(text, limit))
+
+    async def catalogue(self) -> CatalogueFacts | Unavailable:
+        """Return the facts of the live release."""
+        release = self.releases.find(None)
+        return release if isinstance(release, Unavailable) else catalogue_facts(release)
 
     async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
         """Store events; each is on disk (or refused) when this returns."""
