@@ -37,6 +37,11 @@ def read_feedback(source: SourceConfig, rating: float | None, label: int | None)
     return Feedback(rating, int(rating >= source.label.threshold), is_label_derived=True)
 
 
+def allowed_labels(source: SourceConfig) -> list[int]:
+    """Return the labels that an interaction may be given, with or without a rating."""
+    return [1] if source.label.kind == "implicit" else [0, 1]
+
+
 def rating_of(source: SourceConfig, rating: float | None, label: int) -> float:
     """Return the rating that the models read, one that they saw in training.
 

@@ -18,6 +18,7 @@ class GuestItem:
 
     item_id: str
     rating: float | None = None
+    label: int | None = None
 
 
 def stored_history(release: LoadedRelease, events: Sequence[PastEvent]) -> History:
@@ -34,15 +35,15 @@ def stored_history(release: LoadedRelease, events: Sequence[PastEvent]) -> Histo
 
 
 def guest_history(release: LoadedRelease, items: Sequence[GuestItem]) -> History:
-    """Return a guest's history, oldest first; an item without a rating counts as liked.
+    """Return a guest's history, oldest first; an item without rating and label counts as liked.
 
     Its times are 0, 1, 2, ...: only the order is known. Raises UnknownItemError, and RequestError
-    for a rating that is out of range.
+    for a rating or label that is not allowed.
     """
     feedback = []
     for place, item in enumerate(items):
         try:
-            label = 1 if item.rating is None else None
+            label = 1 if item.rating is None and item.label is None else item.label
             feedback.append(read_feedback(release.source, item.rating, label))
         except RequestError as error:
             raise RequestError(f"history.{place}.{error}") from None

@@ -7,6 +7,7 @@ language model with its bank and prompts.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from engine.models.fusion import Fusion
 from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
 from engine.prompts.template import PromptBuilder
+from engine.recommender.titles import Titles
 from engine.releases.registry import Registry
 from engine.retrieval.index import ItemIndex, build_index
 from engine.retrieval.item_text import Projector
@@ -91,6 +93,10 @@ class LoadedRelease:
         """Return the unit text vector of every item."""
         return self.crm.space.items.text_IT
 
+    @cached_property
+    def titles(self) -> Titles:
+        """Return all titles, for search."""
+        return Titles(self.catalogue, self.popularity.top)
 
 def items_by_value(catalogue: Catalogue) -> dict[str, dict[str, IntArray]]:
     """Return for each item field and value the items that have it, ascending."""

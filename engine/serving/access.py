@@ -1,6 +1,6 @@
 """Who may change things: keys from the environment of the service.
 
-    LIFELORA_EVENTS_KEYS   may send events
+    LIFELORA_EVENTS_KEYS   may send events and list users
     LIFELORA_ADMIN_KEYS    may do that, delete users and change items and users
 
 Several keys stand behind each other with commas, so that a new one works before the old one goes.
@@ -60,7 +60,7 @@ class Access:
         if is_admin or (may_send and right is Right.EVENTS):
             return
         if may_send:
-            raise ForbiddenError(f"this key may send events alone; one of {right} is needed")
+            raise ForbiddenError(f"this key is good for events alone; one of {right} is needed")
         raise UnknownKeyError(f"a key of {right} is needed: 'Authorization: Bearer KEY'")
 
 

@@ -114,4 +114,4 @@ def _check_candidates(candidates: Sequence[str], config: ServingConfig) -> None:
 def _guest(request: Asker) -> list[GuestItem] | None:
     if request.history is None:
         return None
-    return [GuestItem(item.item_id, item.rating) for item in request.history]
+    return [GuestItem(item.item_id, item.rating, item.label) for item in request.history]

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
+from dataclasses import asdict
 from typing import Annotated
 
 import ray
@@ -19,7 +20,7 @@ from ray.serve.context import _get_global_client
 
 from engine.config import ServingConfig
 from engine.recommender import lookup
-from engine.serving import checks, faults
+from engine.serving import checks, faults, pages
 from engine.serving.access import Access, Right
 from engine.serving.agreement import Handle, no_release, rank_by_one_release
 from engine.serving.groups import Groups
@@ -29,6 +30,7 @@ from engine.serving.retriever import SentEvent, SentUser
 from engine.serving.schemas import (
     ERRORS,
     MAX_BODY_BYTES,
+    CatalogueAnswer,
     DeletionAnswer,
     EventAnswer,
     EventsAnswer,
@@ -39,7 +41,9 @@ from engine.serving.schemas import (
     HistoryEvent,
     HistorySummary,
     ItemAnswer,
+    ItemsAnswer,
     ItemsRequest,
+    NamedItemAnswer,
     ReadyAnswer,
     RecommendAnswer,
     RecommendRequest,
@@ -51,6 +55,7 @@ from engine.serving.schemas import (
     SentUserAnswer,
     SentUsersAnswer,
     UserHistoryAnswer,
+    UsersAnswer,
     UsersRequest,
 )
 from engine.state.impressions import Impression, ShownItem
@@ -62,6 +67,7 @@ api = FastAPI(
     max_body_size=MAX_BODY_BYTES,
 )
 faults.install(api)
+api.include_router(pages.router)
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +80,7 @@ MAX_UNSTORED = 10_000
 """Answers that may wait for that; more are not stored."""
 UserId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+Text = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
 Key = Annotated[
     HTTPAuthorizationCredentials | None,
     Depends(HTTPBearer(auto_error=False, description="a key of the service, if it has keys")),
@@ -198,6 +205,33 @@ class Ingress:
             )
             for index, (user, status) in enumerate(zip(users, statuses, strict=True))
         ])
+
+    @api.get("/v1/catalogue")
+    async def catalogue(self) -> CatalogueAnswer:
+        """Return how many items there are, what may be said of them, and limits of requests."""
+        facts = await self.retriever.catalogue.remote()
+        if isinstance(facts, Unavailable):
+            raise no_release()
+        ranking = self.config.ranking
+        return CatalogueAnswer(
+            **asdict(facts), max_k=ranking.max_k, max_history=ranking.max_history
+        )
+
+    @api.get("/v1/items")
+    async def search(self, text: Text = "", limit: Limit = 20) -> ItemsAnswer:
+        """Return the item whose id is the text, then those whose titles contain it, popular ones
+        first.
+        """
+        items = await self.retriever.search.remote(text, limit)
+        if isinstance(items, Unavailable):
+            raise no_release()
+        return ItemsAnswer(items=[NamedItemAnswer.model_validate(item) for item in items])
+
+    @api.get("/v1/users")
+    async def users(self, key: Key, prefix: Text = "", limit: Limit = 20) -> UsersAnswer:
+        """Return ids of users with stored events that begin with a prefix."""
+        self.access.require(Right.EVENTS, _text(key))
+        return UsersAnswer(user_ids=await self.retriever.users.remote(prefix, limit))
 
     @api.get("/v1/users/{user_id:path}/history")
     async def history(self, user_id: UserId, limit: Limit = 100) -> UserHistoryAnswer:

@@ -14,11 +14,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from engine.config import ServingConfig
 from engine.errors import EngineError, RequestError
+from engine.recommender.catalogue import CatalogueFacts, catalogue_facts
 from engine.recommender.feed import Feed
 from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, find_popular, user_events
 from engine.recommender.ranking import Ranking, RankTask, rank, rank_popular
 from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.titles import NamedItem
 from engine.serving.groups import Groups
 from engine.serving.metrics import ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
@@ -26,7 +28,7 @@ from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
 from engine.state.deletions import Deletion, delete_user
 from engine.state.events import Event, EventState, EventStatus, append
-from engine.state.histories import SEED_PREFIX
+from engine.state.histories import SEED_PREFIX, some_user_ids
 from engine.state.impressions import Impression, forget_impressions, record
 from engine.state.items import ItemState, SentItem, put_items
 from engine.state.profiles import put_profiles
@@ -165,6 +167,23 @@ class Retriever:
             ItemStatus(ItemState.STORED if reason is None else ItemState.REJECTED, reason)
             for reason in reasons
         ]
+
+    async def users(self, prefix: str, limit: int) -> list[str]:
+        """Return ids with stored events that begin with a prefix; needs no release."""
+        return await asyncio.to_thread(some_user_ids, self.database, prefix, limit)
+
+    async def search(self, text: str, limit: int) -> list[NamedItem] | Unavailable:
+        """Return items by text."""
+        release = await self._current()
+        if isinstance(release, Unavailable):
+            return release
+        offered_I = release.offered_I
+        return await asyncio.to_thread(lambda: release.titles.search(text, limit, offered_I))
+
+    async def catalogue(self) -> CatalogueFacts | Unavailable:
+        """Return the facts of the live release."""
+        release = await self._current()
+        return release if isinstance(release, Unavailable) else catalogue_facts(release)
 
     async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
         """Store events; each is on disk (or refused) when this returns."""

@@ -29,7 +29,8 @@ class HistoryItem(Body):
 
     item_id: Identifier
     rating: float | None = None
-    """None: liked."""
+    label: int | None = Field(default=None, ge=0, le=1)
+    """None: made from the rating by the release's rule; without a rating, liked."""
 
 
 class ItemFilters(Body):
@@ -267,6 +268,47 @@ class UserHistoryAnswer(Answer):
     user_id: str
     events: list[HistoryEvent]
     """Newest first."""
+
+
+class UsersAnswer(Answer):
+    """Users with stored events."""
+
+    user_ids: list[str]
+    """By code point."""
+
+
+class NamedItemAnswer(Answer):
+    """One item of the catalogue."""
+
+    item_id: str
+    title: str
+    fields: dict[str, list[str]]
+
+
+class ItemsAnswer(Answer):
+    """Items that a search found."""
+
+    items: list[NamedItemAnswer]
+    """The one whose id is the text, then the most popular first."""
+
+
+class CatalogueAnswer(Answer):
+    """What may be asked for, and said of items."""
+
+    release_id: str
+    items: int
+    """How many there are."""
+    fields: list[str]
+    """Item fields, for filters."""
+    labels: list[int]
+    """What an event may be labelled: 1 liked, 0 disliked."""
+    rating_min: float | None
+    """None, as `rating_max`, where the data have no ratings."""
+    rating_max: float | None
+    max_k: int
+    """Most items of an answer."""
+    max_history: int
+    """Most items of a guest's history."""
 
 
 class DeletionAnswer(Answer):

@@ -4,10 +4,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, literal, select
 
 from engine.state.database import EVENTS, lock_to_store, upsert, writing
 from engine.state.deletions import deletion_times
@@ -55,6 +55,25 @@ def user_ids(engine: Engine) -> Iterator[str]:
     statement = select(EVENTS.c.user_id).distinct().order_by(EVENTS.c.user_id)
     with engine.connect() as connection:
         yield from connection.execution_options(yield_per=ID_CHUNK).scalars(statement)
+
+
+def some_user_ids(engine: Engine, prefix: str, limit: int) -> list[str]:
+    """Return at most `limit` users who have an event and whose ids begin with a prefix, by code
+    point. Costs a look into the index for each, however many events they have.
+    """
+    first = select(func.min(EVENTS.c.user_id)).where(EVENTS.c.user_id >= prefix)
+    ids = select(
+        first.scalar_subquery().label("user_id"), literal(1).label("place")
+    ).cte("ids", recursive=True)
+    following = select(func.min(EVENTS.c.user_id)).where(EVENTS.c.user_id > ids.c.user_id)
+    ids = ids.union_all(
+        select(following.scalar_subquery(), ids.c.place + 1)
+        .where(ids.c.user_id.is_not(None), ids.c.place < limit)
+    )
+    statement = select(ids.c.user_id).where(ids.c.user_id.is_not(None)).order_by(ids.c.place)
+    with engine.connect() as connection:
+        found = connection.scalars(statement).all()
+    return list(takewhile(lambda user_id: user_id.startswith(prefix), found))
 
 
 def has_events(engine: Engine) -> bool:

@@ -2,7 +2,7 @@ import pytest
 
 from engine.config import ColumnsConfig, LabelConfig, SourceConfig
 from engine.errors import RequestError
-from engine.recommender.feedback import Feedback, rating_of, read_feedback
+from engine.recommender.feedback import Feedback, allowed_labels, rating_of, read_feedback
 
 STARS = SourceConfig()
 CLICKS = SourceConfig(format="csv", label=LabelConfig(kind="column"))
@@ -49,3 +49,13 @@ def test_models_read_a_rating_that_fits_the_label(
     source: SourceConfig, rating: float | None, label: int, expected: float
 ) -> None:
     assert rating_of(source, rating, label) == expected
+
+
+@pytest.mark.parametrize("source", [STARS, CLICKS, REVIEWS, PURCHASES])
+def test_the_labels_that_are_allowed_are_those_that_are_not_refused(source: SourceConfig) -> None:
+    for label in (0, 1):
+        if label in allowed_labels(source):
+            assert read_feedback(source, None, label).label == label
+        else:
+            with pytest.raises(RequestError, match=r"^label: "):
+                read_feedback(source, None, label)

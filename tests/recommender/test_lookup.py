@@ -219,6 +219,14 @@ def test_a_guest_history_keeps_its_order(release: LoadedRelease) -> None:
     assert (np.diff(history.timestamps_s) > 0).all()
 
 
+def test_a_guest_may_say_a_label_instead_of_a_rating(release: LoadedRelease) -> None:
+    history = guest_history(release, [
+        GuestItem("3", label=0), GuestItem("1", label=1), GuestItem("2", 5.0, label=0),
+    ])
+    assert history.labels.tolist() == [0, 1, 0]
+    assert history.ratings.tolist() == [1.0, 4.0, 5.0]
+
+
 def test_a_guest_history_names_what_is_wrong(release: LoadedRelease) -> None:
     with pytest.raises(UnknownItemError, match="'x'"):
         guest_history(release, [GuestItem("1"), GuestItem("x")])

@@ -112,7 +112,8 @@ def answers_before_promotion(service: Service) -> dict[str, int]:
     asks = {"user_id": "1", "candidates": ["1"]}
     event = {"event_id": "x", "user_id": "u", "item_id": "1", "timestamp_s": 1, "rating": 1.0}
     bodies = {"/v1/recommend": asks, "/v1/score": asks, "/v1/events": {"events": [event]}}
-    pages = ("/healthz", "/readyz", "/v1/release", "/v1/users/1/history")
+    pages = ("/", "/healthz", "/readyz", "/v1/release", "/v1/users/1/history", "/v1/users",
+             "/v1/items", "/v1/catalogue")
     return {
         **{path: service.post(path, body).status_code for path, body in bodies.items()},
         **{path: service.client.get(path).status_code for path in pages},

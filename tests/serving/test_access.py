@@ -92,6 +92,9 @@ class Retriever:
     async def append(self, events: list[object]) -> list[EventStatus]:
         return [EventStatus(EventState.STORED) for _ in events]
 
+    async def users(self, prefix: str, limit: int) -> list[str]:
+        return ["u"]
+
     async def delete(self, user_id: str) -> Deletion:
         return Deletion(user_id, 5, 0)
 
@@ -134,14 +137,18 @@ def test_what_changes_anything_needs_its_keys_over_http(service: Service, locked
         return service.client.request(method, f"{locked}{path}", json=body, headers=headers)
 
     sending, deleting = ("POST", "/v1/events"), ("DELETE", "/v1/users/u")
+    listing = ("GET", "/v1/users")
     keys = (None, "not-a-key-at-all", EVENTS_KEY, ADMIN_KEY)
     assert [ask(*sending, key).status_code for key in keys] == [401, 401, 200, 200]
+    assert [ask(*listing, key).status_code for key in keys] == [401, 401, 200, 200]
     for changing in (deleting, ("PUT", "/v1/items"), ("PUT", "/v1/users")):
         assert [ask(*changing, key).status_code for key in keys] == [401, 401, 403, 200]
     refused = ask(*deleting, None)
     assert refused.headers["www-authenticate"] == "Bearer"
     assert refused.json()["error"] == "UnknownKeyError"
     assert service.client.get(f"{locked}/healthz").status_code == 200
+    page = service.client.get(locked, follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, f"{locked}/")      # its links are relative
     spec = service.client.get(f"{locked}/openapi.json").json()
     assert spec["paths"]["/v1/events"]["post"]["security"]
     assert "security" not in spec["paths"]["/v1/recommend"]["post"]

@@ -415,6 +415,7 @@ NAN = float("nan")
     (RECOMMEND, {"history": [{"item_id": "1", "rating": 7.0}]}, "history.0.rating"),
     (RECOMMEND, {"history": [{"item_id": "1", "rating": "5"}]}, "history.0.rating"),
     (RECOMMEND, {"history": [{"rating": 1.0}]}, "history.0.item_id"),
+    (RECOMMEND, {"history": [{"item_id": "1", "label": 2}]}, "history.0.label"),
     (RECOMMEND, {"history": [{"item_id": "1"}] * 61}, "history"),
     (RECOMMEND, [], "body"),
     (RECOMMEND, "text", "body"),
@@ -467,7 +468,11 @@ def test_a_body_that_is_too_large_is_a_413_however_it_comes(service: Service) ->
 
 @pytest.mark.parametrize(("path", "status"), [
     ("/v1/users/a%00b/history", 422), ("/v1/users/u/history?limit=0", 422),
-    ("/v1/users/u/history?limit=x", 422), ("/nowhere", 404),
+    ("/v1/users/u/history?limit=x", 422), ("/nowhere", 404), ("/v1/users?limit=0", 422),
+    ("/v1/users?limit=1001", 422), ("/v1/users?prefix=a%00b", 422),
+    ("/v1/users?prefix=" + "a" * 201, 422), ("/v1/items?limit=-1", 422),
+    ("/v1/items?text=%00", 422), ("/v1/items?text=" + "a" * 201, 422), ("/page/..%2fpages.py", 404),
+    ("/page/none.js", 404),
 ])
 def test_a_bad_path_is_no_500(service: Service, path: str, status: int) -> None:
     answer = service.client.get(path)
@@ -475,10 +480,63 @@ def test_a_bad_path_is_no_500(service: Service, path: str, status: int) -> None:
     assert answer.json()["error"]
 
 
+def test_items_are_found_by_title_and_id_popular_ones_first(service: Service) -> None:
+    catalogue = service.world.catalogue
+    top = [catalogue.item_ids[item] for item in service.world.popularity().top]
+
+    def found(**query: Any) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = service.client.get("/v1/items", params=query).json()["items"]
+        return items
+
+    assert [item["item_id"] for item in found(limit=5)] == top[:5]
+    assert [item["item_id"] for item in found(text="tITLE 3", limit=50)] == [
+        item_id for item_id in top if f"Title {item_id}".startswith("Title 3")
+    ]
+    [first, *others] = found(text="3")
+    assert first["item_id"] == "3"
+    assert first["title"] == "Title 3"
+    assert first["fields"]["year"] == list(catalogue.fields["year"][catalogue.index_of("3")])
+    assert [item["item_id"] for item in others] == [
+        item_id for item_id in top if "3" in item_id and item_id != "3"
+    ][:19]
+    assert found(text="' OR '1'='1") == []
+
+
+def test_users_are_found_by_the_beginning_of_their_id(service: Service) -> None:
+    names = ["pre%fix", "pre%fix 2", "prefix", "pre_"]
+    service.post("/v1/events", {"events": [event(service, name, 1) for name in names]})
+
+    def found(**query: Any) -> list[str]:
+        ids: list[str] = service.client.get("/v1/users", params=query).json()["user_ids"]
+        return ids
+
+    assert found(prefix="pre%") == ["pre%fix", "pre%fix 2"]
+    assert found(prefix="pre_") == ["pre_"]
+    assert found(prefix="pre", limit=2) == ["pre%fix", "pre%fix 2"]
+    assert service.client.delete("/v1/users/prefix").status_code == 200
+    assert found(prefix="pre") == ["pre%fix", "pre%fix 2", "pre_"]
+    assert len(found()) == min(20, len(found(limit=1000)))
+
+
+def test_the_catalogue_says_what_may_be_asked_and_told(service: Service) -> None:
+    assert service.client.get("/v1/catalogue").json() == {
+        "release_id": service.live_id, "items": 40, "fields": ["genres", "year"],
+        "labels": [0, 1], "rating_min": 1.0, "rating_max": 5.0, "max_k": 20, "max_history": 60,
+    }
+
+
+def test_a_guest_may_dislike(service: Service) -> None:
+    ids = service.world.catalogue.item_ids
+    history = [{"item_id": ids[1], "label": 0}, {"item_id": ids[2], "label": 1}]
+    newest = service.recommend(history=history)["history"]["newest"]
+    assert [event["label"] for event in newest] == [1, 0]
+
+
 def test_without_a_live_release_every_answer_is_a_503(service: Service) -> None:
     assert service.before_promotion == {
         "/healthz": 200, "/readyz": 503, "/v1/release": 200, "/v1/recommend": 503,
-        "/v1/score": 503, "/v1/events": 503, "/v1/users/1/history": 503,
+        "/v1/score": 503, "/v1/events": 503, "/v1/users/1/history": 503, "/v1/items": 503,
+        "/v1/catalogue": 503, "/v1/users": 200, "/": 200,
     }
 
 
@@ -487,7 +545,8 @@ def test_the_interface_describes_itself(service: Service) -> None:
     paths = service.client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
         "/v1/recommend", "/v1/score", "/v1/events", "/v1/users/{user_id}/history",
-        "/v1/users/{user_id}", "/v1/release", "/healthz", "/readyz",
+        "/v1/users/{user_id}", "/v1/users", "/v1/items", "/v1/catalogue", "/v1/release", "/healthz",
+        "/readyz",
     }
     assert service.client.get("/healthz").json() == {"status": "ok"}
 

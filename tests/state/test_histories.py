@@ -1,12 +1,21 @@
 from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete
 
 from engine.state.database import EVENTS, writing
+from engine.state.deletions import delete_user
 from engine.state.events import Event, append
-from engine.state.histories import PastEvent, count_events, newest_events, seed, user_ids
+from engine.state.histories import (
+    PastEvent,
+    count_events,
+    newest_events,
+    seed,
+    some_user_ids,
+    user_ids,
+)
 
 
 def test_newest_events_come_oldest_first_and_ties_by_item_id(database: Engine) -> None:
@@ -34,6 +43,32 @@ def test_user_ids_come_once_each_by_code_point(database: Engine) -> None:
     users = ["b", "ä", "B", "b", "10", "9"]
     append(database, [Event(str(n), user, "a", n, None, 1) for n, user in enumerate(users)])
     assert list(user_ids(database)) == ["10", "9", "B", "b", "ä"]
+
+
+@pytest.mark.parametrize(("prefix", "limit", "found"), [
+    ("", 3, ["", "b", "b%"]), ("b", 9, ["b", "b%", "b_x", "ba", "b\U0001f600"]),
+    ("b", 2, ["b", "b%"]), ("b%", 9, ["b%"]), ("b_", 9, ["b_x"]), ("B", 9, []), ("ba ", 9, []),
+    ("\u00e4", 9, ["\u00e4"]),
+    ("' OR 1=1; --", 9, []), ("\U0010ffff", 9, []),
+])
+def test_users_are_found_by_the_beginning_of_their_id(
+    database: Engine, prefix: str, limit: int, found: list[str]
+) -> None:
+    users = ["b", "\u00e4", "b_x", "b%", "", "b\U0001f600", "ba", "c"]
+    append(database, [Event(f"{user}{n}", user, "a", n, None, 1) for user in users for n in (1, 2)])
+    assert some_user_ids(database, prefix, limit) == found
+
+
+def test_a_deleted_user_is_not_found_before_coming_back(database: Engine) -> None:
+    append(database, [Event(user, user, "a", 1, None, 1) for user in ("ann", "anna")])
+    deletion = delete_user(database, "ann")
+    assert some_user_ids(database, "ann", 5) == ["anna"]
+    append(database, [Event("new", "ann", "a", deletion.deleted_s + 1, None, 1)])
+    assert some_user_ids(database, "ann", 5) == ["ann", "anna"]
+
+
+def test_no_user_is_found_where_nobody_is_stored(database: Engine) -> None:
+    assert some_user_ids(database, "", 5) == []
 
 
 def test_a_user_id_is_exact(database: Engine) -> None:
