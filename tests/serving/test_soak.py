@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from benchmarks import soak
-from benchmarks.soak import Reply
+from benchmarks import live, soak
+from benchmarks.live import Reply
 from tests.serving.conftest import Service
 
 REPLIES = [Reply(0.0, 0.1 * (1 + number), 200, "full", "r") for number in range(9)]
@@ -13,12 +13,12 @@ REPLIES = [Reply(0.0, 0.1 * (1 + number), 200, "full", "r") for number in range(
 
 def test_a_summary_tells_modes_failures_and_latencies() -> None:
     replies = [*REPLIES, Reply(5.0, 9.9, 429), Reply(6.0, 2.0, 0), Reply(7.0, 1.0, 200, "crm")]
-    found = soak.summary(replies, soak.GOOD)
+    found = live.summary(replies, soak.GOOD)
     assert found["requests"] == 12
     assert found["statuses"] == {"0": 1, "200": 10, "429": 1}
     assert found["modes"] == {"crm": 1 / 12, "full": 9 / 12}
     assert found["failures"] == 2
-    assert soak.summary(replies, soak.BUSY)["failures"] == 1
+    assert live.summary(replies, soak.BUSY)["failures"] == 1
     assert found["latency_s"]["p50"] == pytest.approx(0.55)
     slow = [Reply(1.0, 2 * reply.latency_s, 200) for reply in REPLIES]
     assert soak.compared(slow, REPLIES)["p99_ratio"] == pytest.approx(2)
@@ -31,12 +31,12 @@ def test_a_minute_of_traffic_fails_nobody_and_loses_no_event(service: Service) -
     registry = service.world.registry
     before = service.live_id
     item_ids = service.world.catalogue.item_ids[1:]
-    target = soak.Target(
+    target = live.Target(
         service.url, service.dashboard, registry, service.database_url,
-        sorted(service.world.histories), item_ids, deadline_ms=2000,
+        sorted(service.world.histories), item_ids,
     )
     try:
-        found = asyncio.run(soak.soak(target, load_s=30, part_s=8))
+        found = asyncio.run(soak.soak(target, load_s=30, part_s=8, deadline_ms=2000))
     finally:
         assert service.promote(before) == 0
     assert found["load"]["failures"] == 0, found
