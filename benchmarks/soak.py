@@ -3,7 +3,7 @@
 python -m benchmarks.soak --config jobs/configs/ml-100k.yaml --json OUT
 
     capacity    closed loop: how many full answers a second there are
-    load        open loop at 60% of that, events all the time, three release changes
+    load        open loop at 60% of that, events and items all the time, three release changes
     overload    open loop at 150%
 
 The service is that of serve_configs/local.yaml with the live release of the config, in a registry
@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ LOAD, OVERLOAD = 0.6, 1.5
 CLIENTS = 8
 """Of the closed loop."""
 EVENTS_PER_S = 5.0
+ITEMS_EVERY = 20
+"""Events between two changes of the catalogue."""
 CHANGE_TIMEOUT_S = 300.0
 GOOD = {200}
 BUSY = {200, 429}
@@ -74,8 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps(result, indent=2))
     if options.json:
         write_result(result, options.json)
-    return int(found["load"]["failures"] + found["overload"]["failures"] > 0
-               or found["events"]["lost"] > 0)
+    return int(has_failed(found))
+
+
+def has_failed(found: Mapping[str, Any]) -> bool:
+    """Tell whether a request failed, an event was lost or refused, or a release change did not end
+    as it had to.
+    """
+    events = found["events"]
+    failures = [part["failures"] for part in (found["load"], found["overload"], events)]
+    refused = [change["refusal"] is not None for change in found["changes"]]
+    return any(failures) or events["lost"] > 0 or refused != [False, True, False]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,8 @@ class Sender:
         self._target = target
         self.acknowledged: set[str] = set()
         """Event ids."""
+        self.failures = 0
+        """Events and items that were not stored."""
 
     async def send(self, rate: float) -> None:
         """Send events, `rate` a second, until cancelled."""
@@ -102,18 +115,28 @@ class Sender:
         async with connect(self._target.endpoint) as client:
             for number in itertools.count():
                 await asyncio.sleep(1 / rate)
+                items = [{"item_id": f"soak-{number % 10}", "title": f"Sent in the soak {number}"}]
+                if number % ITEMS_EVERY == 0:
+                    await self._put(client.put("/v1/items", json={"items": items}))
                 event = {
                     "event_id": f"soak-{number}", "timestamp_s": int(time.time()), "label": 1,
                     "user_id": str(rng.choice(self._target.user_ids)),
                     "item_id": str(rng.choice(self._target.item_ids)),
                 }
-                with suppress(httpx.TransportError):
-                    answer = await client.post("/v1/events", json={"events": [event]})
-                    if answer.status_code == 200:
-                        self.acknowledged |= {
-                            each["event_id"] for each in answer.json()["events"]
-                            if each["status"] == "stored"
-                        }
+                if await self._put(client.post("/v1/events", json={"events": [event]})):
+                    self.acknowledged.add(str(event["event_id"]))
+
+    async def _put(self, sending: Awaitable[httpx.Response]) -> bool:
+        """Tell whether the one entry of a request was stored; count it if not."""
+        try:
+            answer = await sending
+            found = answer.json() if answer.status_code == 200 else {}
+        except httpx.TransportError:
+            found = {}
+        entries = found.get("events", found.get("items", []))
+        is_stored = [each["status"] for each in entries] in (["stored"], ["unchanged"])
+        self.failures += not is_stored
+        return is_stored
 
     def lost(self) -> int:
         """Return how many acknowledged events are not in the database."""
@@ -155,7 +178,10 @@ async def soak(
             for change in changes
         ],
         "overload": {"rate_per_s": OVERLOAD * capacity, **summary(overload, BUSY)},
-        "events": {"acknowledged": len(sender.acknowledged), "lost": sender.lost()},
+        "events": {
+            "acknowledged": len(sender.acknowledged), "lost": sender.lost(),
+            "failures": sender.failures,
+        },
     }
 
 

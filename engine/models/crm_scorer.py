@@ -29,10 +29,13 @@ PREFIX = "weights."
 class CRMScorer:
     """A frozen CRM over one catalogue. Safe to use from several threads."""
 
-    def __init__(self, model: CRM, maps: CRMMaps, space: FeatureSpace) -> None:
+    def __init__(
+        self, model: CRM, maps: CRMMaps, space: FeatureSpace, users: dict[str, int] | None = None
+    ) -> None:
+        """`users`: row by id, if they are known; they are those of `maps`."""
         self.model = model.eval().requires_grad_(False)
         self.maps, self.space = maps, space
-        self._users = {user_id: row for row, user_id in enumerate(maps.user_ids, start=1)}
+        self._users = users or {user_id: row for row, user_id in enumerate(maps.user_ids, start=1)}
         self._table = to_tensors(space.items, "cpu")
 
     @classmethod
@@ -154,7 +157,7 @@ class CRMScorer:
         )
         items = space.items.put(kept, part, size)
         return CRMScorer(
-            self.model, self.maps, replace(space, items=items, statistics=statistics)
+            self.model, self.maps, replace(space, items=items, statistics=statistics), self._users
         )
 
 

@@ -38,6 +38,10 @@ from engine.types import (
     SlatePrompt,
 )
 
+ITEM_TOKENS = 128
+"""Tokens of an item's text that a prompt shows: one that is endless must not take the others' room.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class BuiltPrompt:
@@ -143,7 +147,7 @@ class PromptBuilder:
         opening = [*self.frame.head, *self._text(self._profile_text(history, profile))]
         question = self._text(f"For each {self.config.noun}: will the user {self.config.verb} it?")
         closing = [*question, *self.frame.tail]
-        lines = [self._text(self._event_text(history, int(position))) for position in chosen]
+        lines = [self._line(self._event_text(history, int(position))) for position in chosen]
         fixed = len(opening) + len(closing) + max(len(block) for block in blocks)
         room = self.config.max_tokens - fixed
         if room < 0:
@@ -156,6 +160,10 @@ class PromptBuilder:
         tokens = [*opening, *(t for line in lines[first:] for t in line), *closing]
         prefix = np.array(tokens, np.int32)
         return BuiltPrompt(SlatePrompt(prefix, blocks), chosen[first:], cut=first)
+
+    def _line(self, text: str) -> tuple[int, ...]:
+        tokens = self._text(text)
+        return tokens if len(tokens) <= ITEM_TOKENS else (*tokens[:ITEM_TOKENS], *self._text("\n"))
 
     def _text(self, text: str) -> tuple[int, ...]:
         return self.encoder.encode(text)
@@ -190,7 +198,7 @@ class PromptBuilder:
     def _block(self, item: int) -> IntArray:
         """Return the candidate; its last token is the answer position."""
         shown = self.catalogue.titles[item] + self._fields(item, self.config.candidate_fields)
-        return np.array([*self._text(shown), *self._text(ANSWER_MARK)], np.int32)
+        return np.array([*self._text(shown)[:ITEM_TOKENS], *self._text(ANSWER_MARK)], np.int32)
 
     def _fields(self, item: int, names: Sequence[str]) -> str:
         values = [", ".join(self.catalogue.fields[name][item]) for name in names]

@@ -5,13 +5,16 @@ every process gives them the same index. A changed item keeps its index; a withd
 for the histories that hold it.
 """
 
-from collections import OrderedDict
+import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from engine.data.catalogue import Catalogue
 from engine.models.text_encoder import BaseModelEncoder, TextEncoder, load_encoder
@@ -19,6 +22,7 @@ from engine.recommender.release import ItemsByValue, LoadedRelease
 from engine.retrieval import index
 from engine.retrieval.item_text import item_text
 from engine.state.items import (
+    SentItem,
     StoredItem,
     items_since,
     items_to_embed,
@@ -27,8 +31,11 @@ from engine.state.items import (
 )
 from engine.types import FloatArray, IntArray
 
-MAX_RELEASES = 2
+log = logging.getLogger(__name__)
+
 EMBEDDED_TOGETHER = 32
+STORED_AFTER_S = 1.0
+"""How often vectors are stored while many are made: each time is a change of the catalogue."""
 
 
 class Feed:
@@ -36,36 +43,38 @@ class Feed:
 
     def __init__(self, database: Engine) -> None:
         self._database = database
-        self._current: OrderedDict[str, tuple[LoadedRelease, LoadedRelease]] = OrderedDict()
+        self._current: WeakKeyDictionary[LoadedRelease, LoadedRelease] = WeakKeyDictionary()
         self._lock = Lock()
 
     def current(self, release: LoadedRelease, revision: int | None = None) -> LoadedRelease:
         """Return the release with all items sent so far, or at least those up to `revision`.
 
-        The first call after a change pays for it: a copy of what is kept by item.
+        The first call after a change pays for it: a copy of what is kept by item. While the
+        database is away it is the catalogue of before.
         """
-        found = self._kept(release)
-        if self._is_new_enough(found, revision):
+        found = self._current.get(release, release)
+        try:
+            wanted = self._newest() if revision is None else revision
+            return found if found.revision >= wanted else self._renewed(release, wanted)
+        except OperationalError as error:
+            log.warning("release %s: the catalogue of before: %s", release.release_id, error)
             return found
-        with self._lock:
-            found = self._kept(release)
-            changes = items_since(self._database, found.revision)
-            found = with_items(found, changes, release.vectors_ID) if changes else found
-            self._current[release.release_id] = release, found
-            self._current.move_to_end(release.release_id)
-            while len(self._current) > MAX_RELEASES:
-                self._current.popitem(last=False)
-        return found
 
-    def _kept(self, release: LoadedRelease) -> LoadedRelease:
-        base, current = self._current.get(release.release_id, (release, release))
-        return current if base is release else release
-
-    def _is_new_enough(self, release: LoadedRelease, revision: int | None) -> bool:
-        if revision is not None:
-            return release.revision >= revision
+    def _newest(self) -> int:
         with self._database.connect() as connection:
-            return release.revision >= newest_revision(connection)
+            return newest_revision(connection)
+
+    def _renewed(self, release: LoadedRelease, wanted: int) -> LoadedRelease:
+        with self._lock:
+            found = self._current.get(release, release)
+            if found.revision >= wanted:        # another call has paid
+                return found
+            encoder = release.item_texts.encoder
+            changes = items_since(self._database, found.revision, encoder)
+            if changes:
+                found = with_items(found, changes, release.vectors_ID)
+                self._current[release] = found
+        return found
 
 
 def with_items(
@@ -103,41 +112,76 @@ def with_items(
     )
 
 
-def embed_items(database: Engine, release: LoadedRelease) -> int:
-    """Give vectors to the items that lack those of this release's encoder; return how many.
+class Embedder:
+    """Reads the texts of sent items; one call at a time."""
 
-    The release must hold its language model. What is done stays done where it is stopped.
-    """
-    encoder, total = None, 0
-    key, names = release.item_texts.encoder, release.catalogue.fields
-    while items := items_to_embed(database, key, EMBEDDED_TOGETHER):
-        encoder = encoder or text_encoder(release)
-        texts = [
+    def __init__(self, database: Engine) -> None:
+        self._database = database
+        self._done: dict[str, int] = {}
+        """By encoder: the revision up to which every item was read."""
+        self._own: tuple[str, TextEncoder] | None = None
+        """An encoder that is not the base model, and which."""
+
+    def embed(self, release: LoadedRelease) -> int:
+        """Give vectors to the items that lack those of a release's encoder; return how many.
+
+        The release must hold its language model. A text that cannot be read is logged and left out
+        until it changes.
+        """
+        key = release.item_texts.encoder
+        items = items_to_embed(self._database, key, self._done.get(key, 0))
+        encoder = self._encoder_of(release) if items else None
+        total, stored_s = 0, time.monotonic()
+        read: list[tuple[StoredItem, FloatArray]] = []
+        for start in range(0, len(items), EMBEDDED_TOGETHER):
+            assert encoder is not None
+            read += _read(encoder, release, items[start : start + EMBEDDED_TOGETHER])
+            is_last = start + EMBEDDED_TOGETHER >= len(items)
+            if read and (is_last or time.monotonic() - stored_s > STORED_AFTER_S):
+                vectors = np.stack([vector_H for _, vector_H in read])
+                store_vectors(self._database, key, [each for each, _ in read], vectors)
+                total, read, stored_s = total + len(read), [], time.monotonic()
+        self._done[key] = max([self._done.get(key, 0), *(each.revision for each in items)])
+        return total
+
+    def _encoder_of(self, release: LoadedRelease) -> TextEncoder:
+        """Return the base model without its bank, or an encoder of its own, which is kept."""
+        half, texts = release.language, release.item_texts
+        if half is None:
+            raise ValueError(f"release {release.release_id!r} was loaded without language model")
+        if texts.config.encoder == "base_model":
+            return BaseModelEncoder(half.prompts.encoder.tokenizer, half.model.base)
+        if self._own is None or self._own[0] != texts.encoder:
+            self._own = texts.encoder, load_encoder(texts.config, half.base_model)
+        return self._own[1]
+
+
+def _read(
+    encoder: TextEncoder, release: LoadedRelease, items: Sequence[StoredItem]
+) -> list[tuple[StoredItem, FloatArray]]:
+    """Return items with their vectors, without those whose text cannot be read."""
+    names = release.catalogue.fields
+    try:
+        vectors = encoder.encode([
             item_text(
                 each.item.title or each.item.item_id,
                 {name: each.item.fields.get(name, ()) for name in names},
             )
             for each in items
-        ]
-        total += store_vectors(database, key, items, encoder.encode(texts))
-    return total
-
-
-def text_encoder(release: LoadedRelease) -> TextEncoder:
-    """Return what makes raw vectors: the base model without its bank, or an encoder of its own."""
-    half = release.language
-    if half is None:
-        raise ValueError(f"release {release.release_id!r} was loaded without its language model")
-    if release.item_texts.config.encoder == "base_model":
-        return BaseModelEncoder(half.prompts.encoder.tokenizer, half.model.base)
-    return load_encoder(release.item_texts.config, half.base_model)
+        ])
+    except Exception as error:  # noqa: BLE001  whatever it is, the other texts can be read
+        if len(items) == 1:
+            log.error("item %r cannot be read: %s", items[0].item.item_id, error)
+            return []
+        return [pair for each in items for pair in _read(encoder, release, [each])]
+    return list(zip(items, vectors, strict=True))
 
 
 def _with_texts(
     known: Catalogue, changes: Sequence[StoredItem], added: Sequence[StoredItem]
 ) -> Catalogue:
     """Return the catalogue with new items behind it and the texts that were sent."""
-    if not added and all(each.item.title is None for each in changes):
+    if not any(_is_news(known, each.item) for each in changes):
         return known
     catalogue = Catalogue(
         [*known.item_ids, *(each.item.item_id for each in added)],
@@ -154,6 +198,16 @@ def _with_texts(
     return catalogue
 
 
+def _is_news(known: Catalogue, item: SentItem) -> bool:
+    """Tell whether a catalogue lacks an item or has another text of it."""
+    if item.item_id not in known:
+        return True
+    place = known.index_of(item.item_id)
+    fields = {name: item.fields.get(name, ()) for name in known.fields}
+    texts = known.titles[place], known.values_of(place)
+    return item.title is not None and (item.title, fields) != texts
+
+
 def _with_vectors(
     release: LoadedRelease, changes: Sequence[StoredItem], places: IntArray,
     own_vectors_ID: FloatArray,
@@ -165,7 +219,7 @@ def _with_vectors(
     is_own = places < len(own_vectors_ID)
     wanted[is_own] = own_vectors_ID[places[is_own]]
     raw = {number: each.vector_H for number, each in enumerate(changes)
-           if each.vector_H is not None and each.encoder == texts.encoder}
+           if each.vector_H is not None and len(each.vector_H) == len(texts.projector.mean_H)}
     if raw:
         wanted[list(raw)] = texts.projector.project(np.stack(list(raw.values())))
     if size == len(known) and np.array_equal(known[places], wanted):

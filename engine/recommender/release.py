@@ -7,7 +7,6 @@ language model with its bank and prompts.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from engine.models.fusion import Fusion
 from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
 from engine.prompts.template import PromptBuilder
-from engine.recommender.titles import Titles
 from engine.releases.registry import Registry
 from engine.retrieval.index import ItemIndex, build_index
 from engine.retrieval.item_text import Projector
@@ -62,7 +60,7 @@ ItemsByValue = Mapping[str, Mapping[str, IntArray]]
 """Item field -> value -> the items that have it, ascending."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedRelease:
     """One verified release, over its own catalogue or one that was changed since (feed.py)."""
 
@@ -92,11 +90,6 @@ class LoadedRelease:
     def vectors_ID(self) -> FloatArray:
         """Return the unit text vector of every item."""
         return self.crm.space.items.text_IT
-
-    @cached_property
-    def titles(self) -> Titles:
-        """Return all titles, for search."""
-        return Titles(self.catalogue, self.popularity.top)
 
 def items_by_value(catalogue: Catalogue) -> dict[str, dict[str, IntArray]]:
     """Return for each item field and value the items that have it, ascending."""
@@ -195,7 +188,8 @@ def _open(registry: Registry, release_id: str, model_cache: str, *, with_llm: bo
 def encoder_digest(config: EngineConfig, base_files: Mapping[str, str]) -> str:
     """Return a digest of what raw vectors of items depend on beside their texts' content."""
     encoder, path = config.item_text.encoder, config.item_text.encoder_path
-    weights = dict(base_files) if encoder == "base_model" else path
+    is_base = encoder == "base_model"
+    weights = (config.base_model.name, dict(base_files)) if is_base else path
     how = [encoder, weights, list(config.source.item_fields)]
     return storage.sha256(storage.dump_json(how))[:16]
 

@@ -109,7 +109,7 @@ def impression_of(answer: RecommendAnswer, user_id: str | None, asked_s: int) ->
 
 
 def _tuples(fields: Fields) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(values) for name, values in fields.items()}
+    return {name: tuple(values) for name, values in fields.items() if values}
 
 
 def _text(key: HTTPAuthorizationCredentials | None) -> str | None:
@@ -304,10 +304,12 @@ class Ingress:
 
     async def _embed(self) -> bool:
         """Have a scorer read the texts of items that were sent; tell whether it did in time."""
+        response = self.scorer.embed.remote()
         try:
             async with asyncio.timeout(EMBED_TIMEOUT_S):
-                return not isinstance(await self.scorer.embed.remote(), Unavailable)
+                return bool(await response)
         except TimeoutError:
+            response.cancel()   # type: ignore[no-untyped-call]  # it would take a request's place
             log.info("items are stored; a scorer is still reading their texts")
         except Exception as error:  # noqa: BLE001  whatever it is, the items are stored
             log.warning("items are stored, and not embedded yet: %s", error)

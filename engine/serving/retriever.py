@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 import torch
@@ -20,7 +19,8 @@ from engine.recommender.feedback import read_feedback
 from engine.recommender.lookup import Found, Query, ShownEvent, find, find_popular, user_events
 from engine.recommender.ranking import Ranking, RankTask, rank, rank_popular
 from engine.recommender.release import LoadedRelease, load_release
-from engine.recommender.titles import NamedItem
+from engine.recommender.titles import NamedItem, TitleSearch
+from engine.releases.registry import Registry
 from engine.serving.groups import Groups
 from engine.serving.metrics import ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
@@ -81,12 +81,17 @@ class Retriever:
         torch.set_num_threads(1)
         self.config = config
         self.database = open_database(config.database_url)
-        load = partial(
-            load_release, model_cache=config.model_cache, device=config.device, with_llm=False,
-            retrieval=config.retrieval,
-        )
+        self.feed, self.titles = Feed(self.database), TitleSearch()
+
+        def load(registry: Registry, release_id: str) -> LoadedRelease:
+            release = load_release(
+                registry, release_id, model_cache=config.model_cache, device=config.device,
+                with_llm=False, retrieval=config.retrieval,
+            )
+            self.feed.current(release)      # no request waits for it
+            return release
+
         self.releases = ReleaseHolder(load)
-        self.feed = Feed(self.database)
         self._gauges = shown(ReleaseMetrics(self.releases).show)
         self._cleaning = Periodic(CLEANING_S, self.forget_old)
         self._events = Groups(self._store_together, GROUP_EVENTS, len)
@@ -177,8 +182,7 @@ class Retriever:
         release = await self._current()
         if isinstance(release, Unavailable):
             return release
-        offered_I = release.offered_I
-        return await asyncio.to_thread(lambda: release.titles.search(text, limit, offered_I))
+        return await asyncio.to_thread(self.titles.search, release, text, limit)
 
     async def catalogue(self) -> CatalogueFacts | Unavailable:
         """Return the facts of the live release."""

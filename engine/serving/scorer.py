@@ -6,17 +6,17 @@ its own mix.
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from ray import serve
 
 from engine.config import ServingConfig
 from engine.recommender.deadlines import Pace
-from engine.recommender.feed import Feed, embed_items
+from engine.recommender.feed import Embedder, Feed
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
+from engine.releases.registry import Registry
 from engine.serving.groups import Groups
 from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
@@ -26,6 +26,8 @@ from engine.state.database import open_database
 LATE_S = 60.0
 """How often a scorer looks for items that could not be embedded when they came, or that another
 release needs otherwise."""
+MAX_WAITING = 1000
+"""Senders of items that wait for the same reading."""
 Job = tuple[LoadedRelease, RankTask]
 
 
@@ -35,13 +37,18 @@ class Scorer:
 
     def __init__(self, config: ServingConfig) -> None:
         torch.set_num_threads(config.threads)
-        load = partial(
-            load_release, model_cache=config.model_cache, device=config.device, with_llm=True
-        )
-        self.releases = ReleaseHolder(load)
         self.database = open_database(config.database_url)
-        self.feed = Feed(self.database)
-        self._embedding = asyncio.Lock()
+        self.feed, self._embedder = Feed(self.database), Embedder(self.database)
+
+        def load(registry: Registry, release_id: str) -> LoadedRelease:
+            release = load_release(
+                registry, release_id, model_cache=config.model_cache, device=config.device
+            )
+            self.feed.current(release)      # no request waits for it
+            return release
+
+        self.releases = ReleaseHolder(load)
+        self._embedding = Groups(self._embed_together, MAX_WAITING)
         self._late = Periodic(LATE_S, self.embed_late)
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
         metrics, pace = BatchMetrics(self._cache), Pace()
@@ -78,13 +85,16 @@ class Scorer:
             release = await asyncio.to_thread(self.feed.current, release, task.revision)
         return await self._groups.ask((release, task))
 
-    async def embed(self) -> int | Unavailable:
-        """Give vectors to the items that were sent and have none; return how many."""
+    async def embed(self) -> bool:
+        """Read the texts of the items sent so far; tell whether there is a release to read them."""
+        return await self._embedding.ask(None)
+
+    async def _embed_together(self, callers: list[None]) -> list[bool]:
         release = self.releases.find(None)
-        if isinstance(release, Unavailable):
-            return release
-        async with self._embedding:
-            return await asyncio.to_thread(embed_items, self.database, release)
+        is_held = not isinstance(release, Unavailable)
+        if not isinstance(release, Unavailable):
+            await asyncio.to_thread(self._embedder.embed, release)
+        return [is_held] * len(callers)
 
     async def embed_late(self) -> None:
         """Embed what nobody waits for any more."""

@@ -3,7 +3,8 @@
     events        event_id, user_id, item_id, timestamp_s, rating, label, received_s, request_id
     deletions     user_id, deleted_s
     impressions   request_id, user_id, release_id, mode, asked_s, items
-    items         item_id, title, fields, is_withdrawn, first_revision, revision, encoder, vector
+    items         item_id, title, fields, is_withdrawn, first_revision, text_revision, revision
+    item_vectors  item_id, encoder, text_revision, vector
     profiles      user_id, fields
 
 The only file that knows the dialect. SQLite serves one machine (WAL, synchronous=FULL: a commit is
@@ -107,11 +108,17 @@ ITEMS = Table(
     Column("fields", JSON, nullable=False),
     Column("is_withdrawn", Boolean, nullable=False),
     Column("first_revision", BigInteger, nullable=False),
+    Column("text_revision", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
-    Column("encoder", String, nullable=False),
-    Column("vector", LargeBinary),
     Index("items_by_revision", "revision"),
-    Index("items_by_encoder", "encoder"),
+)
+
+ITEM_VECTORS = Table(
+    "item_vectors", METADATA,
+    Column("item_id", BYTE_ORDER, primary_key=True),
+    Column("encoder", String, primary_key=True),
+    Column("text_revision", BigInteger, nullable=False),
+    Column("vector", LargeBinary, nullable=False),
 )
 
 PROFILES = Table(
@@ -150,14 +157,14 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(write=True)
 
 
-def upsert(engine: Engine, table: Table, key: str, *, replaced: Sequence[str] = ()) -> Insert:
+def upsert(engine: Engine, table: Table, *key: str, replaced: Sequence[str] = ()) -> Insert:
     """Return INSERT in this dialect; a row whose key is there keeps all but `replaced`."""
     is_sqlite = engine.dialect.name == "sqlite"
     insert = sqlite.insert(table) if is_sqlite else postgresql.insert(table)
     if not replaced:
-        return insert.on_conflict_do_nothing(index_elements=[key])
+        return insert.on_conflict_do_nothing(index_elements=key)
     return insert.on_conflict_do_update(
-        index_elements=[key], set_={name: insert.excluded[name] for name in replaced}
+        index_elements=key, set_={name: insert.excluded[name] for name in replaced}
     )
 
 
@@ -203,6 +210,7 @@ def connect(url: str) -> Engine:
         if parsed.get_backend_name() == "postgresql":
             return create_engine(
                 parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True,
+                isolation_level="READ COMMITTED",   # who waited for a lock sees what was committed
                 hide_parameters=True,           # an error must not tell whose rows they were
             )
         if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):

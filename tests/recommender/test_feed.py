@@ -1,10 +1,16 @@
+import gc
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete
+from sqlalchemy.exc import OperationalError
 
 from engine.config import RetrievalConfig
 from engine.data.catalogue import Catalogue
@@ -13,14 +19,20 @@ from engine.models.base import load_base_model
 from engine.models.crm_scorer import CRMScorer
 from engine.models.text_encoder import BaseModelEncoder
 from engine.recommender.candidates import Filters, popular_items
-from engine.recommender.feed import Feed, embed_items, with_items
+from engine.recommender.feed import Embedder, Feed, with_items
 from engine.recommender.lookup import Query, answer, find
 from engine.recommender.release import LoadedRelease, items_by_value
 from engine.retrieval.index import ExactIndex, PatchedIndex, build_index
 from engine.retrieval.item_text import item_text
-from engine.state.database import ITEMS, writing
+from engine.state.database import ITEM_VECTORS, ITEMS, writing
 from engine.state.events import Event, append
-from engine.state.items import SentItem, items_since, put_items
+from engine.state.items import (
+    SentItem,
+    items_since,
+    items_to_embed,
+    put_items,
+    store_vectors,
+)
 from engine.types import AnswerMode, History
 from tests.recommender.test_lookup import RANKING
 from tests.tiny_release import TinyWorld
@@ -42,7 +54,7 @@ def test_an_item_that_was_sent_is_found_scored_and_shown_at_once(
     airships = Query(k=3, user_id=user_id, filters=Filters(fields={"genres": ["Airship"]}))
     assert feed.current(release) is release
     put_items(seeded, [NEW])
-    embed_items(seeded, release)
+    Embedder(seeded).embed(release)
     current = feed.current(release)
     assert answered(current, seeded, airships) == (AnswerMode.FULL, ["new-1"])
     whole = Query(k=2, user_id=user_id, item_ids=["1", "new-1"], is_scored_whole=True)
@@ -84,13 +96,26 @@ def test_withdrawing_and_what_is_as_it_was_copy_nothing(
     same = SentItem("4", catalogue.titles[catalogue.index_of("4")],
                     catalogue.values_of(catalogue.index_of("4")))
     put_items(database, [same, SentItem("5", is_withdrawn=True)])
-    current = with_items(release, items_since(database, 0), release.vectors_ID)
+    current = with_items(release, items_since(database, 0, ""), release.vectors_ID)
     assert current.crm is release.crm
     assert current.item_index is release.item_index
     assert current.revision == 1
     assert np.flatnonzero(release.offered_I != current.offered_I).tolist() == [
         catalogue.index_of("5")
     ]
+
+
+def test_withdrawing_a_sent_item_copies_nothing(
+    release: LoadedRelease, database: Engine
+) -> None:
+    feed = Feed(database)
+    put_items(database, [NEW])
+    before = feed.current(release)
+    put_items(database, [replace(NEW, is_withdrawn=True)])
+    after = feed.current(release)
+    assert (after.catalogue, after.crm) == (before.catalogue, before.crm)
+    assert after.catalogue is before.catalogue
+    assert not after.offered_I[-1]
 
 
 def whole_release(release: LoadedRelease, current: LoadedRelease) -> LoadedRelease:
@@ -153,12 +178,13 @@ def test_changes_one_by_one_or_together_give_the_release_made_of_that_catalogue(
 ) -> None:
     with writing(database).begin() as connection:
         connection.execute(delete(ITEMS))
+        connection.execute(delete(ITEM_VECTORS))
     feed, now = Feed(database), release
     for step in steps:
         if isinstance(step, list):
             put_items(database, step)
         elif step == "embed":
-            embed_items(database, release)
+            Embedder(database).embed(release)
         else:
             now = feed.current(release)
     now = feed.current(release)
@@ -180,8 +206,8 @@ def test_texts_are_read_by_the_base_model_without_its_bank(
     world: TinyWorld, release: LoadedRelease, database: Engine
 ) -> None:
     put_items(database, [NEW, SentItem("gone", is_withdrawn=True)])
-    assert embed_items(database, release) == 1
-    assert embed_items(database, release) == 0
+    assert Embedder(database).embed(release) == 1
+    assert Embedder(database).embed(release) == 0
     current = Feed(database).current(release)
     plain = BaseModelEncoder(*load_base_model(world.base))
     raw_1H = plain.encode([item_text("Zeppelin", NEW.fields)])
@@ -190,8 +216,8 @@ def test_texts_are_read_by_the_base_model_without_its_bank(
         release.item_texts.projector.project(raw_1H)[0], atol=1e-5,
     )
     put_items(database, [SentItem("other", "Other")])
-    with pytest.raises(ValueError, match="without its language model"):
-        embed_items(database, replace(release, language=None))
+    with pytest.raises(ValueError, match="without language model"):
+        Embedder(database).embed(replace(release, language=None))
 
 
 def test_a_vector_of_another_encoder_is_not_used_and_made_anew(
@@ -199,11 +225,11 @@ def test_a_vector_of_another_encoder_is_not_used_and_made_anew(
 ) -> None:
     put_items(database, [NEW])
     other = replace(release, item_texts=replace(release.item_texts, encoder="other"))
-    embed_items(database, other)
+    Embedder(database).embed(other)
     place = len(release.catalogue)
     assert not Feed(database).current(release).vectors_ID[place].any()
     assert Feed(database).current(other).vectors_ID[place].any()
-    assert embed_items(database, release) == 1
+    assert Embedder(database).embed(release) == 1
     assert Feed(database).current(release).vectors_ID[place].any()
 
 
@@ -227,13 +253,99 @@ def test_a_large_catalogue_is_not_indexed_anew_for_an_item(
     settings = RetrievalConfig(exact_items=10, probes=100)
     large = replace(release, item_index=build_index(release.item_index.vectors_ID, settings))
     put_items(seeded, [NEW, SentItem("3", "Other", {"genres": ("Odd",)})])
-    embed_items(seeded, release)
+    Embedder(seeded).embed(release)
     patched, exact = Feed(seeded).current(large), Feed(seeded).current(release)
     assert isinstance(patched.item_index, PatchedIndex)
     assert patched.item_index.before is large.item_index
     for user_id in world.histories:
         query = Query(k=3, user_id=user_id)
         assert answered(patched, seeded, query) == answered(exact, seeded, query)
+
+
+def test_releases_of_two_encoders_leave_each_other_s_vectors_alone(
+    release: LoadedRelease, database: Engine
+) -> None:
+    other = replace(release, item_texts=replace(release.item_texts, encoder="other"))
+    embedder, place = Embedder(database), len(release.catalogue)
+    put_items(database, [NEW])
+    assert [embedder.embed(each) for each in (release, other, release, other)] == [1, 1, 0, 0]
+    assert all(Feed(database).current(each).vectors_ID[place].any() for each in (release, other))
+
+
+def test_vectors_of_another_width_are_left_out(release: LoadedRelease, database: Engine) -> None:
+    put_items(database, [NEW])
+    encoder = release.item_texts.encoder
+    wanted = items_to_embed(database, encoder, 0)
+    store_vectors(database, encoder, wanted, np.ones((1, 3), np.float32))
+    current = Feed(database).current(release)
+    assert "new-1" in current.catalogue
+    assert not current.vectors_ID[len(release.catalogue)].any()
+
+
+def test_a_text_that_cannot_be_read_keeps_no_other_from_being_read(
+    release: LoadedRelease, database: Engine, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    encode = BaseModelEncoder.encode
+
+    def fussy(self: BaseModelEncoder, texts: list[str]) -> Any:
+        if any("bad" in text for text in texts):
+            raise RuntimeError("no such token")
+        return encode(self, texts)
+
+    monkeypatch.setattr(BaseModelEncoder, "encode", fussy)
+    put_items(database, [NEW, SentItem("b", "bad"), SentItem("c", "good")])
+    embedder = Embedder(database)
+    assert embedder.embed(release) == 2
+    assert "'b' cannot be read: no such token" in caplog.text
+    assert embedder.embed(release) == 0
+    put_items(database, [SentItem("b", "better")])
+    assert embedder.embed(release) == 1
+
+
+def test_requests_that_wait_for_a_change_pay_for_it_once(
+    release: LoadedRelease, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def slowly(*arguments: Any) -> LoadedRelease:
+        made.append(1)
+        time.sleep(0.2)
+        return with_items(*arguments)
+
+    monkeypatch.setattr("engine.recommender.feed.with_items", slowly)
+    put_items(database, [NEW])
+    feed = Feed(database)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: feed.current(release), range(4)))
+    assert len(made) == 1
+    assert all(each is found[0] for each in found)
+
+
+def test_a_release_that_is_dropped_is_not_kept(release: LoadedRelease, database: Engine) -> None:
+    feed, loaded = Feed(database), replace(release)
+    put_items(database, [NEW])
+    kept = weakref.ref(feed.current(loaded))
+    assert feed.current(loaded) is kept()
+    del loaded
+    gc.collect()
+    assert kept() is None
+
+
+def test_while_the_database_is_away_the_catalogue_of_before_answers(
+    release: LoadedRelease, database: Engine, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    feed = Feed(database)
+    put_items(database, [NEW])
+    before = feed.current(release)
+
+    def fail(*_: Any) -> None:
+        raise OperationalError("SELECT", {}, OSError("away"))
+
+    monkeypatch.setattr("engine.recommender.feed.newest_revision", fail)
+    assert feed.current(release) is before
+    assert "the catalogue of before" in caplog.text
 
 
 def test_a_release_that_is_loaded_again_starts_from_its_own_catalogue(

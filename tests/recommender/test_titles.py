@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from engine.data.catalogue import Catalogue
-from engine.recommender.titles import Titles
+from engine.recommender.release import LoadedRelease
+from engine.recommender.titles import Titles, TitleSearch
 
 TITLES = {
     "7": "Star Wars", "1": "Lone STAR", "9": "Caf\u00e9 \u0130stanbul", "a b": "Star\n  Trek",
@@ -66,3 +69,15 @@ def test_the_search_agrees_with_reading_every_title() -> None:
         for limit in (1, 7, 1000):
             found = titles.search(text, limit, np.ones(301, bool))
             assert [each.item_id for each in found] == expected[:limit]
+
+
+def test_the_titles_are_those_of_the_catalogue_that_is_searched(release: LoadedRelease) -> None:
+    search = TitleSearch()
+    first = release.catalogue.titles[1]
+    assert search.search(release, first, 1)[0].title == first
+    titles = ["", *(f"New {title}" for title in release.catalogue.titles[1:])]
+    other = replace(release, catalogue=replace(release.catalogue, titles=titles))
+    for each, found in ((other, 3), (release, 0), (other, 3)):
+        assert len(search.search(each, "new title", 3)) == found
+    gone = replace(release, offered_I=np.zeros_like(release.offered_I))
+    assert search.search(gone, first, 3) == []

@@ -103,8 +103,8 @@ class Retriever:
 
     put_users = put_items
 
-    async def embed(self) -> int:
-        return 0
+    async def embed(self) -> bool:
+        return True
 
     async def forget(self) -> None:
         """Nothing is kept."""

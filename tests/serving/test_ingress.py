@@ -18,7 +18,6 @@ from engine.recommender.release import load_release
 from engine.serving.access import Access
 from engine.serving.groups import Groups
 from engine.serving.ingress import Ingress
-from engine.serving.releases import Unavailable
 from engine.serving.retriever import ItemStatus, Retriever
 from engine.serving.schemas import ItemsRequest, RecommendRequest
 from engine.state.database import open_database
@@ -119,22 +118,35 @@ def test_answers_that_cannot_be_stored_are_given_and_counted(
 def test_items_are_stored_also_where_no_scorer_reads_their_texts(
     ingress: Any, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
-    async def embed() -> Unavailable:
-        if problem == "slow":
-            await asyncio.sleep(5)
-        if problem == "dead":
-            raise RayActorError
-        return Unavailable(None, None)
+    cancelled: list[bool] = []
+
+    class Response:
+        """Like Serve's: who stops waiting for it has not stopped it."""
+
+        def __await__(self) -> Any:
+            return self._answer().__await__()
+
+        async def _answer(self) -> bool:
+            if problem == "slow":
+                await asyncio.sleep(5)
+            if problem == "dead":
+                raise RayActorError
+            return False
+
+        def cancel(self) -> None:
+            cancelled.append(True)
 
     async def put_items(items: list[SentItem]) -> list[ItemStatus]:
         return [ItemStatus(ItemState.STORED)] * len(items)
 
     monkeypatch.setattr("engine.serving.ingress.EMBED_TIMEOUT_S", 0.05)
-    ingress.scorer.embed, ingress.retriever.put_items = Mock(remote=embed), Mock(remote=put_items)
+    ingress.scorer.embed = Mock(remote=Response)
+    ingress.retriever.put_items = Mock(remote=put_items)
     request = ItemsRequest.model_validate({"items": [{"item_id": "1", "title": "One"}]})
     answer = asyncio.run(ingress.put_items(request, None))
     assert [item.status for item in answer.items] == ["stored"]
     assert not answer.is_embedded
+    assert cancelled == [True] * (problem == "slow")
 
 
 def test_where_the_crm_fails_popular_items_are_answered(
