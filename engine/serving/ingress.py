@@ -144,7 +144,7 @@ class Ingress:
         query = checks.recommend_query(request, self.config)
         answer = await self._answer(query)
         answer.request_id = uuid.uuid4().hex
-        if self.config.impression_days > 0:
+        if request.record and self.config.impression_days > 0:
             self._keep(impression_of(answer, query.user_id, asked_s))
         return answer
 

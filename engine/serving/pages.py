@@ -21,7 +21,7 @@ HEADERS = {
         "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
         "object-src 'none'"
     ),
-    "Referrer-Policy": "no-referrer",       # the address names a user
+    "Referrer-Policy": "no-referrer",       # nobody else learns where the service is
     "X-Content-Type-Options": "nosniff",
 }
 FILES = {

@@ -69,6 +69,8 @@ class RecommendRequest(Asker):
     """Add the adapter mix and the past interactions that mattered."""
     explain_gates: bool = False
     """Add every gate (layer and matrix) to the explanation."""
+    record: bool = True
+    """Whether the answer is kept as an impression."""
 
 
 class ScoreRequest(Asker):

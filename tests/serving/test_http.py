@@ -303,6 +303,20 @@ def test_an_answer_is_kept_under_its_request_id(service: Service) -> None:
     database.dispose()
 
 
+def test_an_answer_that_is_not_to_be_recorded_is_not_kept(service: Service) -> None:
+    name = user(service, 4)
+    unkept, kept = (
+        service.recommend(user_id=name, record=record)["request_id"] for record in (False, True)
+    )
+    database = open_database(service.database_url)
+    deadline = time.monotonic() + 30
+    while kept not in (found := read_impressions(database, [unkept, kept])):
+        assert time.monotonic() < deadline      # in order: what came before would be there, too
+        time.sleep(0.05)
+    assert unkept not in found
+    database.dispose()
+
+
 def test_events_that_are_sent_at_once_have_their_own_statuses(service: Service) -> None:
     """They may share commits."""
     import asyncio

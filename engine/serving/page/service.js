@@ -22,15 +22,29 @@ export class ServiceError extends Error {
   get wantsKey() {
     return this.status === 401 || this.status === 403;
   }
+
+  // Whether nothing was done; else nobody knows.
+  get isRefusal() {
+    return this.status >= 400 && this.status < 500 && this.status !== 408;
+  }
 }
 
-export function storedKey() {
-  return sessionStorage.getItem(KEY) ?? "";
+let key = inStorage((storage) => storage.getItem(KEY)) ?? "";
+
+// Use what the browser keeps for this tab; null where it forbids that.
+function inStorage(use) {
+  try {
+    return use(sessionStorage);
+  } catch {
+    return null;
+  }
 }
 
-export function storeKey(key) {
-  if (key) sessionStorage.setItem(KEY, key);
-  else sessionStorage.removeItem(KEY);
+export const hasKey = () => key !== "";
+
+export function storeKey(text) {
+  key = text;
+  inStorage((storage) => (text ? storage.setItem(KEY, text) : storage.removeItem(KEY)));
 }
 
 export function catalogue() {
@@ -48,7 +62,7 @@ export async function titles(text, limit, signal) {
 }
 
 export function recommend(asker, k, signal) {
-  return call("v1/recommend", { body: { ...asker, k, explain: true }, signal });
+  return call("v1/recommend", { body: { ...asker, k, explain: true, record: false }, signal });
 }
 
 export async function history(userId, limit, signal) {
@@ -59,11 +73,11 @@ export async function history(userId, limit, signal) {
 
 // A new event. Its id is what lets the same one be sent again; randomUUID is missing where the page
 // comes by plain HTTP from another machine.
-export function eventOf(userId, itemId, label, requestId) {
+export function eventOf(userId, itemId, label) {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
   return {
-    event_id: `page-${hex}`, user_id: userId, item_id: itemId, label, request_id: requestId,
+    event_id: `page-${hex}`, user_id: userId, item_id: itemId, label,
     timestamp_s: Math.floor(Date.now() / 1000),
   };
 }
@@ -71,7 +85,7 @@ export function eventOf(userId, itemId, label, requestId) {
 // Store an event; one that is stored already is as good.
 export async function send(event) {
   const [status] = (await call("v1/events", { body: { events: [event] } })).events;
-  if (status.status === "rejected") throw new ServiceError(`Not stored: ${status.reason}`, 422);
+  if (status.status === "rejected") throw new ServiceError(`${MEANINGS[422]}: ${status.reason}`, 422);
 }
 
 async function call(path, { body, signal } = {}) {
@@ -83,7 +97,7 @@ async function call(path, { body, signal } = {}) {
 }
 
 async function fetched(path, body, signal) {
-  const headers = storedKey() ? { authorization: `Bearer ${storedKey()}` } : {};
+  const headers = hasKey() ? { authorization: `Bearer ${key}` } : {};
   const options = { headers, signal, cache: "no-store" };
   if (body !== undefined) {
     headers["content-type"] = "application/json";

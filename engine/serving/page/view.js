@@ -3,8 +3,9 @@
 const MODES = {
   full: "CRM and language model together, the language model under this history's own mix of adapters.",
   crm: "The CRM alone: the language model had no time, or could not be asked.",
-  popular: "Nothing is known of who asks, so these are the items that most people like.",
 };
+const NO_EVENTS = "No events yet, so these are the items that most people like.";
+const FAILED = "The models failed, so these are the items that most people like; the log of the service says why.";
 const STAGES = {
   history: "History", candidates: "Candidates", crm: "CRM", prompts: "Prompts",
   llm: "Language model", total: "Total",
@@ -21,7 +22,9 @@ export function button(text, onclick, properties = {}) {
   return element("button", { type: "button", textContent: text, onclick, ...properties });
 }
 
-export function modeWords(mode) {
+// `length`: of the history that the answer used.
+export function modeWords(mode, length) {
+  if (mode === "popular") return length > 0 ? FAILED : NO_EVENTS;
   return MODES[mode] ?? "";
 }
 
@@ -76,14 +79,34 @@ function changeMark({ kind, by }) {
     element("span", { className: "unseen", textContent: words }));
 }
 
+export function count(number) {
+  return number.toLocaleString("en");
+}
+
+// `items`: undefined if it is not known how many there are.
+export function factWords(items, releaseId) {
+  return items === undefined ? `release ${releaseId}` : `${count(items)} items, release ${releaseId}`;
+}
+
+export function unstoredWords(user, item, label, error) {
+  const done = error.isRefusal ? "is not stored" : "may not be stored";
+  return `The ${label ? "like" : "dislike"} of "${item.title || item.item_id}" by "${user}" ${done}.`;
+}
+
+export function noUsers(prefix) {
+  const words = prefix ? "No stored user begins so."
+    : "No event is stored. python -m jobs.seed_state fills the database with the histories of a run.";
+  return element("span", { className: "quiet", textContent: words });
+}
+
 // What changed between two lists, in words.
 export function changeWords(items, before) {
   const kinds = items.map((item, place) => changeOf(before.get(item.item_id), place + 1)?.kind);
-  const count = (kind) => kinds.filter((each) => each === kind).length;
-  const left = before.size - items.filter((item) => before.has(item.item_id)).length;
+  const number = (kind) => kinds.filter((each) => each === kind).length;
+  const gone = before.size - items.filter((item) => before.has(item.item_id)).length;
   const parts = [
-    [count("new"), "new"], [count("rose"), "rose"], [count("fell"), "fell"], [left, "left"],
-  ].filter(([number]) => number > 0);
+    [number("new"), "new"], [number("rose"), "rose"], [number("fell"), "fell"], [gone, "gone"],
+  ].filter(([many]) => many > 0);
   if (parts.length === 0) return "The list is the same.";
   return `In the list: ${parts.map((part) => part.join(" ")).join(", ")}.`;
 }
@@ -110,7 +133,7 @@ export function pastList(past, ratings) {
   return folded(past.map((event) => {
     const row = bar(event.title || event.item_id, event.attention / largest, percent(event.attention));
     const facts = element("span", { className: "facts" });
-    if (ratings) facts.append(`rated ${event.rating}`);
+    if (ratings) facts.append(readAs(event.rating));
     if (event.is_in_prompt) facts.append(element("span", { className: "tag", textContent: "in the prompt" }));
     row.classList.add("past");
     row.append(facts);
@@ -122,7 +145,7 @@ export function pastList(past, ratings) {
 export function historyList(events, ratings, remove = null) {
   return folded(events.map((event, place) => {
     const facts = element("span", { className: "facts" }, labelMark(event.label));
-    if (ratings && event.rating !== undefined) facts.append(`rated ${event.rating}`);
+    if (ratings) facts.append(readAs(event.rating));
     if (remove === null) facts.append(day(event.timestamp_s));
     const row = element("li", { className: "event" },
       element("span", { className: "title", textContent: event.title || event.item_id }), facts);
@@ -137,6 +160,11 @@ export function historyList(events, ratings, remove = null) {
 function labelMark(label) {
   const kind = label ? "liked" : "disliked";
   return element("span", { className: `tag ${kind}`, textContent: kind });
+}
+
+// The models read a rating of every event; where only a label is stored, it stands for the label.
+function readAs(rating) {
+  return `read as ${Number(rating.toFixed(2))}`;
 }
 
 function day(timestamp_s) {
