@@ -107,7 +107,8 @@ class Sender:
         self.acknowledged: set[str] = set()
         """Event ids."""
         self.failures = 0
-        """Events and items that were not stored."""
+        """Events and items that were not stored, and not for a full queue."""
+        self.busy = 0
 
     async def send(self, rate: float) -> None:
         """Send events, `rate` a second, until cancelled."""
@@ -115,9 +116,10 @@ class Sender:
         async with connect(self._target.endpoint) as client:
             for number in itertools.count():
                 await asyncio.sleep(1 / rate)
-                items = [{"item_id": f"soak-{number % 10}", "title": f"Sent in the soak {number}"}]
                 if number % ITEMS_EVERY == 0:
-                    await self._put(client.put("/v1/items", json={"items": items}))
+                    name = f"soak-{number // ITEMS_EVERY % 10}"
+                    item = {"item_id": name, "title": f"New {number}"}
+                    await self._put(client.put("/v1/items", json={"items": [item]}))
                 event = {
                     "event_id": f"soak-{number}", "timestamp_s": int(time.time()), "label": 1,
                     "user_id": str(rng.choice(self._target.user_ids)),
@@ -130,9 +132,13 @@ class Sender:
         """Tell whether the one entry of a request was stored; count it if not."""
         try:
             answer = await sending
-            found = answer.json() if answer.status_code == 200 else {}
         except httpx.TransportError:
-            found = {}
+            self.failures += 1
+            return False
+        if answer.status_code == 429:
+            self.busy += 1
+            return False
+        found = answer.json() if answer.status_code == 200 else {}
         entries = found.get("events", found.get("items", []))
         is_stored = [each["status"] for each in entries] in (["stored"], ["unchanged"])
         self.failures += not is_stored
@@ -154,9 +160,10 @@ async def soak(
 ) -> dict[str, Any]:
     """Return the result: `part_s` each for capacity and overload, `load_s` between them."""
     capacity = await full_answers_per_s(target, part_s)
+    copies = await asyncio.to_thread(copy_releases, target)
     sender, clients = Sender(target), Clients(target, deadline_ms)
     sending = asyncio.create_task(sender.send(EVENTS_PER_S))
-    changing = asyncio.create_task(change_releases(target, load_s))
+    changing = asyncio.create_task(change_releases(target, copies, load_s))
     start_s = time.perf_counter()
     replies = await clients.opened(LOAD * capacity, load_s)
     changes = await changing
@@ -180,7 +187,7 @@ async def soak(
         "overload": {"rate_per_s": OVERLOAD * capacity, **summary(overload, BUSY)},
         "events": {
             "acknowledged": len(sender.acknowledged), "lost": sender.lost(),
-            "failures": sender.failures,
+            "failures": sender.failures, "busy": sender.busy,
         },
     }
 
@@ -206,12 +213,18 @@ def compared(during: Sequence[Reply], before: Sequence[Reply]) -> dict[str, Any]
     return {"requests": len(during), "latency_s": found, "p99_ratio": found["p99"] / known["p99"]}
 
 
-async def change_releases(target: Target, seconds: float) -> list[Change]:
-    """Promote a release after each quarter of the time; the second one is corrupted."""
-    first = target.registry.live().release_id
+def copy_releases(target: Target) -> dict[str, str]:
+    """Publish what is promoted later; return the folders by name."""
     registry = target.registry
-    copies = {name: copy_release(registry, first, registry, name)
-              for name in ("soak-good", "soak-corrupt", "soak-last")}
+    live = registry.live().release_id
+    return {name: copy_release(registry, live, registry, name)
+            for name in ("soak-good", "soak-corrupt", "soak-last")}
+
+
+async def change_releases(
+    target: Target, copies: Mapping[str, str], seconds: float
+) -> list[Change]:
+    """Promote a release after each quarter of the time; the second one is corrupted."""
     start_s, changes = time.perf_counter(), []
     for quarter, (name, folder) in enumerate(copies.items(), start=1):
         due_s = start_s + quarter * seconds / 4

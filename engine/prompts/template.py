@@ -147,7 +147,7 @@ class PromptBuilder:
         opening = [*self.frame.head, *self._text(self._profile_text(history, profile))]
         question = self._text(f"For each {self.config.noun}: will the user {self.config.verb} it?")
         closing = [*question, *self.frame.tail]
-        lines = [self._line(self._event_text(history, int(position))) for position in chosen]
+        lines = [self._line(*self._event_text(history, int(position))) for position in chosen]
         fixed = len(opening) + len(closing) + max(len(block) for block in blocks)
         room = self.config.max_tokens - fixed
         if room < 0:
@@ -161,9 +161,11 @@ class PromptBuilder:
         prefix = np.array(tokens, np.int32)
         return BuiltPrompt(SlatePrompt(prefix, blocks), chosen[first:], cut=first)
 
-    def _line(self, text: str) -> tuple[int, ...]:
-        tokens = self._text(text)
-        return tokens if len(tokens) <= ITEM_TOKENS else (*tokens[:ITEM_TOKENS], *self._text("\n"))
+    def _line(self, item: str, verdict: str) -> tuple[int, ...]:
+        tokens = self._text(item + verdict)
+        if len(tokens) <= ITEM_TOKENS:
+            return tokens
+        return (*self._text(item)[:ITEM_TOKENS], *self._text(verdict))
 
     def _text(self, text: str) -> tuple[int, ...]:
         return self.encoder.encode(text)
@@ -185,15 +187,16 @@ class PromptBuilder:
             return f"Of {count} {liked}"
         return f"Average rating {history.ratings.mean():.1f} over {count}, {liked}"
 
-    def _event_text(self, history: History, position: int) -> str:
+    def _event_text(self, history: History, position: int) -> tuple[str, str]:
+        """Return a past item, and what the user thought of it."""
         item = int(history.items[position])
         text = f"- {self.catalogue.titles[item]}{self._fields(item, self.config.history_fields)}"
         if self.source.label.kind == "implicit":
-            return text + "\n"
+            return text, "\n"
         if self.source.has_ratings:
-            return f"{text}: {history.ratings[position]:g}\n"
+            return text, f": {history.ratings[position]:g}\n"
         answer = self.config.positive if history.labels[position] else self.config.negative
-        return f"{text}: {answer}\n"
+        return text, f": {answer}\n"
 
     def _block(self, item: int) -> IntArray:
         """Return the candidate; its last token is the answer position."""

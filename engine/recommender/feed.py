@@ -8,7 +8,7 @@ for the histories that hold it.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -34,6 +34,8 @@ from engine.types import FloatArray, IntArray
 log = logging.getLogger(__name__)
 
 EMBEDDED_TOGETHER = 32
+READ_AT_ONCE = 1000
+"""Most items of one call: those that come meanwhile are read by the next one, first."""
 STORED_AFTER_S = 1.0
 """How often vectors are stored while many are made: each time is a change of the catalogue."""
 
@@ -50,13 +52,15 @@ class Feed:
         """Return the release with all items sent so far, or at least those up to `revision`.
 
         The first call after a change pays for it: a copy of what is kept by item. While the
-        database is away it is the catalogue of before.
+        database is away it is the catalogue of before, unless a revision is asked for.
         """
         found = self._current.get(release, release)
         try:
             wanted = self._newest() if revision is None else revision
             return found if found.revision >= wanted else self._renewed(release, wanted)
         except OperationalError as error:
+            if revision is not None:
+                raise
             log.warning("release %s: the catalogue of before: %s", release.release_id, error)
             return found
 
@@ -72,18 +76,18 @@ class Feed:
             encoder = release.item_texts.encoder
             changes = items_since(self._database, found.revision, encoder)
             if changes:
-                found = with_items(found, changes, release.vectors_ID)
+                found = with_items(found, changes, release)
                 self._current[release] = found
         return found
 
 
 def with_items(
-    release: LoadedRelease, changes: Sequence[StoredItem], own_vectors_ID: FloatArray
+    release: LoadedRelease, changes: Sequence[StoredItem], own: LoadedRelease
 ) -> LoadedRelease:
     """Return a release to which these changes came, in the order in which the items first came.
 
-    `own_vectors_ID` are the text vectors that it was loaded with: a changed item has its own until
-    its new text is read.
+    `own` is the release as it was loaded: its vectors are those of its own texts, and of a changed
+    one until that is read.
     """
     known = release.catalogue
     added = [each for each in changes if each.item.item_id not in known]
@@ -91,7 +95,7 @@ def with_items(
     places = np.array([catalogue.index_of(each.item.item_id) for each in changes])
     offered_I = np.pad(release.offered_I, (0, len(added)))
     offered_I[places] = [not each.item.is_withdrawn for each in changes]
-    vectors_ID = _with_vectors(release, changes, places, own_vectors_ID)
+    vectors_ID = _with_vectors(release, changes, places, own)
     current = replace(
         release, offered_I=offered_I, revision=max(each.revision for each in changes)
     )
@@ -112,6 +116,16 @@ def with_items(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What one call of `Embedder.embed` did."""
+
+    items: int
+    """Texts that it read."""
+    is_all: bool
+    """Whether no item lacks a vector now."""
+
+
 class Embedder:
     """Reads the texts of sent items; one call at a time."""
 
@@ -122,27 +136,36 @@ class Embedder:
         self._own: tuple[str, TextEncoder] | None = None
         """An encoder that is not the base model, and which."""
 
-    def embed(self, release: LoadedRelease) -> int:
-        """Give vectors to the items that lack those of a release's encoder; return how many.
+    def embed(self, release: LoadedRelease) -> "Embedded":
+        """Give vectors to items that lack those of a release's encoder, the newest changes first.
 
-        The release must hold its language model. A text that cannot be read is logged and left out
-        until it changes.
+        The release must hold its language model. A text that cannot be read is logged and tried
+        again by the next call. Raises what the encoder raises where it can read none of the first.
         """
         key = release.item_texts.encoder
-        items = items_to_embed(self._database, key, self._done.get(key, 0))
+        items = items_to_embed(self._database, key, self._done.get(key, 0), READ_AT_ONCE)
         encoder = self._encoder_of(release) if items else None
-        total, stored_s = 0, time.monotonic()
+        stored_s, failed = time.monotonic(), list[StoredItem]()
         read: list[tuple[StoredItem, FloatArray]] = []
         for start in range(0, len(items), EMBEDDED_TOGETHER):
             assert encoder is not None
-            read += _read(encoder, release, items[start : start + EMBEDDED_TOGETHER])
+            some = items[start : start + EMBEDDED_TOGETHER]
+            found, error = _read(encoder, release, some)
+            if error is not None and not found and start == 0:
+                raise error
+            read += found
+            failed += [each for each in some if not any(each is one for one, _ in found)]
             is_last = start + EMBEDDED_TOGETHER >= len(items)
             if read and (is_last or time.monotonic() - stored_s > STORED_AFTER_S):
                 vectors = np.stack([vector_H for _, vector_H in read])
                 store_vectors(self._database, key, [each for each, _ in read], vectors)
-                total, read, stored_s = total + len(read), [], time.monotonic()
-        self._done[key] = max([self._done.get(key, 0), *(each.revision for each in items)])
-        return total
+                read, stored_s = [], time.monotonic()
+        is_all = len(items) < READ_AT_ONCE
+        if is_all and items:
+            oldest = min((each.revision for each in failed), default=None)
+            newest = max(each.revision for each in items)
+            self._done[key] = newest if oldest is None else oldest - 1
+        return Embedded(len(items) - len(failed), is_all and not failed)
 
     def _encoder_of(self, release: LoadedRelease) -> TextEncoder:
         """Return the base model without its bank, or an encoder of its own, which is kept."""
@@ -158,8 +181,8 @@ class Embedder:
 
 def _read(
     encoder: TextEncoder, release: LoadedRelease, items: Sequence[StoredItem]
-) -> list[tuple[StoredItem, FloatArray]]:
-    """Return items with their vectors, without those whose text cannot be read."""
+) -> tuple[list[tuple[StoredItem, FloatArray]], Exception | None]:
+    """Return items with their vectors, without those that cannot be read, and why not."""
     names = release.catalogue.fields
     try:
         vectors = encoder.encode([
@@ -169,12 +192,13 @@ def _read(
             )
             for each in items
         ])
-    except Exception as error:  # noqa: BLE001  whatever it is, the other texts can be read
+    except Exception as error:  # noqa: BLE001  whatever it is, other texts may be read
         if len(items) == 1:
             log.error("item %r cannot be read: %s", items[0].item.item_id, error)
-            return []
-        return [pair for each in items for pair in _read(encoder, release, [each])]
-    return list(zip(items, vectors, strict=True))
+            return [], error
+        parts = [_read(encoder, release, [each]) for each in items]
+        return [pair for found, _ in parts for pair in found], error
+    return list(zip(items, vectors, strict=True)), None
 
 
 def _with_texts(
@@ -209,17 +233,17 @@ def _is_news(known: Catalogue, item: SentItem) -> bool:
 
 
 def _with_vectors(
-    release: LoadedRelease, changes: Sequence[StoredItem], places: IntArray,
-    own_vectors_ID: FloatArray,
+    release: LoadedRelease, changes: Sequence[StoredItem], places: IntArray, own: LoadedRelease,
 ) -> FloatArray:
     """Return the text vectors; zeros for a new item that has none yet."""
     texts, known = release.item_texts, release.vectors_ID
     size = max(len(known), int(places.max()) + 1)
     wanted = np.zeros((len(changes), known.shape[1]), np.float32)
-    is_own = places < len(own_vectors_ID)
-    wanted[is_own] = own_vectors_ID[places[is_own]]
+    is_own = places < len(own.vectors_ID)
+    wanted[is_own] = own.vectors_ID[places[is_own]]
     raw = {number: each.vector_H for number, each in enumerate(changes)
-           if each.vector_H is not None and len(each.vector_H) == len(texts.projector.mean_H)}
+           if each.vector_H is not None and len(each.vector_H) == len(texts.projector.mean_H)
+           and _is_news(own.catalogue, each.item)}
     if raw:
         wanted[list(raw)] = texts.projector.project(np.stack(list(raw.values())))
     if size == len(known) and np.array_equal(known[places], wanted):

@@ -244,7 +244,7 @@ class SentItemsAnswer(Answer):
 
     items: list[SentItemAnswer]
     is_embedded: bool
-    """Whether their texts are read: until then a new item is found by its fields alone, and a
+    """Whether no sent text is left to read: until one is read a new item is found by its fields alone, and a
     changed one by the text of the release. It is made up for within minutes."""
 
 

@@ -12,7 +12,7 @@ from ray import serve
 
 from engine.config import ServingConfig
 from engine.recommender.deadlines import Pace
-from engine.recommender.feed import Embedder, Feed
+from engine.recommender.feed import Embedded, Embedder, Feed
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
@@ -86,19 +86,22 @@ class Scorer:
         return await self._groups.ask((release, task))
 
     async def embed(self) -> bool:
-        """Read the texts of the items sent so far; tell whether there is a release to read them."""
-        return await self._embedding.ask(None)
+        """Read the texts of the newest items; tell whether all that were sent are read."""
+        return (await self._embedding.ask(None)).is_all
 
-    async def _embed_together(self, callers: list[None]) -> list[bool]:
+    async def _embed_together(self, callers: list[None]) -> list[Embedded]:
         release = self.releases.find(None)
-        is_held = not isinstance(release, Unavailable)
-        if not isinstance(release, Unavailable):
-            await asyncio.to_thread(self._embedder.embed, release)
-        return [is_held] * len(callers)
+        if isinstance(release, Unavailable):
+            return [Embedded(0, is_all=False)] * len(callers)
+        embedded = await asyncio.to_thread(self._embedder.embed, release)
+        return [embedded] * len(callers)
 
     async def embed_late(self) -> None:
-        """Embed what nobody waits for any more."""
-        await self.embed()
+        """Read what nobody waits for any more, as long as that gets on."""
+        while True:
+            embedded = await self._embedding.ask(None)
+            if embedded.is_all or embedded.items == 0:
+                return
 
 
 def rank_jobs(

@@ -157,14 +157,19 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(write=True)
 
 
-def upsert(engine: Engine, table: Table, *key: str, replaced: Sequence[str] = ()) -> Insert:
-    """Return INSERT in this dialect; a row whose key is there keeps all but `replaced`."""
+def upsert(
+    engine: Engine, table: Table, *key: str, replaced: Sequence[str] = (), newer: str | None = None
+) -> Insert:
+    """Return INSERT in this dialect; a row whose key is there keeps all but `replaced`, and all
+    where its column `newer` is ahead.
+    """
     is_sqlite = engine.dialect.name == "sqlite"
     insert = sqlite.insert(table) if is_sqlite else postgresql.insert(table)
     if not replaced:
         return insert.on_conflict_do_nothing(index_elements=key)
     return insert.on_conflict_do_update(
-        index_elements=key, set_={name: insert.excluded[name] for name in replaced}
+        index_elements=key, set_={name: insert.excluded[name] for name in replaced},
+        where=None if newer is None else table.c[newer] <= insert.excluded[newer],
     )
 
 

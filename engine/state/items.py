@@ -98,21 +98,22 @@ def items_since(engine: Engine, revision: int, encoder: str) -> list[StoredItem]
         return [_stored(row) for row in rows]
 
 
-def items_to_embed(engine: Engine, encoder: str, since: int) -> list[StoredItem]:
-    """Return the items on offer that changed after a revision and have no vector by an encoder."""
+def items_to_embed(engine: Engine, encoder: str, since: int, limit: int) -> list[StoredItem]:
+    """Return the items on offer that changed after a revision and have no vector by an encoder, the
+    newest changes first.
+    """
     statement = _with_vectors(encoder).where(
         ITEMS.c.revision > since, ITEMS.c.is_withdrawn.is_(False), ITEM_VECTORS.c.vector.is_(None)
     )
     with engine.connect() as connection:
-        return [_stored(row) for row in connection.execute(statement.order_by(ITEMS.c.revision))]
+        newest = statement.order_by(ITEMS.c.revision.desc(), ITEMS.c.item_id).limit(limit)
+        return [_stored(row) for row in connection.execute(newest)]
 
 
 def store_vectors(
     engine: Engine, encoder: str, items: Sequence[StoredItem], vectors_BH: FloatArray
 ) -> None:
-    """Give texts their vectors, under one revision. That of a text that changed meanwhile is kept
-    and of no use to anybody.
-    """
+    """Give texts their vectors, under one revision; a newer text's vector stays."""
     if not items:
         return
     rows = [
@@ -121,15 +122,19 @@ def store_vectors(
         for each, vector_H in zip(items, vectors_BH, strict=True)
     ]
     insert = upsert(
-        engine, ITEM_VECTORS, "item_id", "encoder", replaced=("text_revision", "vector")
+        engine, ITEM_VECTORS, "item_id", "encoder", replaced=("text_revision", "vector"),
+        newer="text_revision",
     )
-    news = update(ITEMS).where(ITEMS.c.item_id == bindparam("of_item"))
+    news = update(ITEMS).where(
+        ITEMS.c.item_id == bindparam("of_item"), ITEMS.c.text_revision == bindparam("of_text")
+    )
     with writing(engine).begin() as connection:
         lock_catalogue(connection)
         now = newest_revision(connection) + 1
         connection.execute(insert, rows)
         connection.execute(news.values(revision=bindparam("now")), [
-            {"of_item": each.item.item_id, "now": now} for each in items
+            {"of_item": each.item.item_id, "of_text": each.text_revision, "now": now}
+            for each in items
         ])
 
 

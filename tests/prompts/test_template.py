@@ -77,10 +77,11 @@ def test_an_endless_title_takes_no_room_of_others() -> None:
     endless = Catalogue(CATALOGUE.item_ids, [*CATALOGUE.titles], CATALOGUE.fields)
     endless.titles[3] = "Rose is a " * 2000
     prompts = builder(history_size=4).with_items(endless, vectors())
-    built = prompts.build(history_of([1, 3]), PROFILE, np.array([3, 8]))
+    built = prompts.build(history_of([1, 3], [5, 2]), PROFILE, np.array([3, 8]))
     assert len(built.prompt.blocks[0]) == 128 + len(TOKENIZER.encode("\n"))
     assert text_of(built, 1).endswith("Movie 8 (1968; Action, War)\n")
     assert "- Movie 1: 5\n- Rose is a Rose" in text_of(built)
+    assert ": 2\nFor each movie" in text_of(built)      # what the user thought of it stands
     assert built.shown.tolist() == [0, 1]
 
 

@@ -19,7 +19,7 @@ from engine.models.base import load_base_model
 from engine.models.crm_scorer import CRMScorer
 from engine.models.text_encoder import BaseModelEncoder
 from engine.recommender.candidates import Filters, popular_items
-from engine.recommender.feed import Embedder, Feed, with_items
+from engine.recommender.feed import Embedded, Embedder, Feed, with_items
 from engine.recommender.lookup import Query, answer, find
 from engine.recommender.release import LoadedRelease, items_by_value
 from engine.retrieval.index import ExactIndex, PatchedIndex, build_index
@@ -96,7 +96,7 @@ def test_withdrawing_and_what_is_as_it_was_copy_nothing(
     same = SentItem("4", catalogue.titles[catalogue.index_of("4")],
                     catalogue.values_of(catalogue.index_of("4")))
     put_items(database, [same, SentItem("5", is_withdrawn=True)])
-    current = with_items(release, items_since(database, 0, ""), release.vectors_ID)
+    current = with_items(release, items_since(database, 0, ""), release)
     assert current.crm is release.crm
     assert current.item_index is release.item_index
     assert current.revision == 1
@@ -206,8 +206,8 @@ def test_texts_are_read_by_the_base_model_without_its_bank(
     world: TinyWorld, release: LoadedRelease, database: Engine
 ) -> None:
     put_items(database, [NEW, SentItem("gone", is_withdrawn=True)])
-    assert Embedder(database).embed(release) == 1
-    assert Embedder(database).embed(release) == 0
+    assert Embedder(database).embed(release) == Embedded(1, is_all=True)
+    assert Embedder(database).embed(release) == Embedded(0, is_all=True)
     current = Feed(database).current(release)
     plain = BaseModelEncoder(*load_base_model(world.base))
     raw_1H = plain.encode([item_text("Zeppelin", NEW.fields)])
@@ -229,7 +229,7 @@ def test_a_vector_of_another_encoder_is_not_used_and_made_anew(
     place = len(release.catalogue)
     assert not Feed(database).current(release).vectors_ID[place].any()
     assert Feed(database).current(other).vectors_ID[place].any()
-    assert Embedder(database).embed(release) == 1
+    assert Embedder(database).embed(release).items == 1
     assert Feed(database).current(release).vectors_ID[place].any()
 
 
@@ -268,14 +268,15 @@ def test_releases_of_two_encoders_leave_each_other_s_vectors_alone(
     other = replace(release, item_texts=replace(release.item_texts, encoder="other"))
     embedder, place = Embedder(database), len(release.catalogue)
     put_items(database, [NEW])
-    assert [embedder.embed(each) for each in (release, other, release, other)] == [1, 1, 0, 0]
+    turns = (release, other, release, other)
+    assert [embedder.embed(each).items for each in turns] == [1, 1, 0, 0]
     assert all(Feed(database).current(each).vectors_ID[place].any() for each in (release, other))
 
 
 def test_vectors_of_another_width_are_left_out(release: LoadedRelease, database: Engine) -> None:
     put_items(database, [NEW])
     encoder = release.item_texts.encoder
-    wanted = items_to_embed(database, encoder, 0)
+    wanted = items_to_embed(database, encoder, 0, 9)
     store_vectors(database, encoder, wanted, np.ones((1, 3), np.float32))
     current = Feed(database).current(release)
     assert "new-1" in current.catalogue
@@ -296,11 +297,44 @@ def test_a_text_that_cannot_be_read_keeps_no_other_from_being_read(
     monkeypatch.setattr(BaseModelEncoder, "encode", fussy)
     put_items(database, [NEW, SentItem("b", "bad"), SentItem("c", "good")])
     embedder = Embedder(database)
-    assert embedder.embed(release) == 2
+    assert embedder.embed(release) == Embedded(2, is_all=False)
     assert "'b' cannot be read: no such token" in caplog.text
-    assert embedder.embed(release) == 0
-    put_items(database, [SentItem("b", "better")])
-    assert embedder.embed(release) == 1
+    with pytest.raises(RuntimeError, match="no such token"):
+        embedder.embed(release)         # it is tried again, and there is nothing else
+    monkeypatch.undo()                  # the fault was the encoder's
+    assert embedder.embed(release) == Embedded(1, is_all=True)
+    assert embedder.embed(release) == Embedded(0, is_all=True)
+
+
+def test_many_items_are_read_in_several_calls_the_newest_first(
+    release: LoadedRelease, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.recommender.feed.READ_AT_ONCE", 2)
+    embedder = Embedder(database)
+    for name in ("a", "b", "c"):
+        put_items(database, [SentItem(name, name)])
+    assert embedder.embed(release) == Embedded(2, is_all=False)
+    [left] = items_to_embed(database, release.item_texts.encoder, 0, 9)
+    assert left.item.item_id == "a"
+    put_items(database, [SentItem("d", "d")])
+    assert embedder.embed(release).items == 2
+    assert embedder.embed(release) == Embedded(0, is_all=True)
+
+
+def test_the_catalogue_sent_as_it_is_changes_nothing(
+    release: LoadedRelease, database: Engine
+) -> None:
+    catalogue = release.catalogue
+    put_items(database, [
+        SentItem(catalogue.item_ids[item], catalogue.titles[item], {
+            name: values for name, values in catalogue.values_of(item).items() if values
+        })
+        for item in range(1, len(catalogue))
+    ])
+    Embedder(database).embed(release)
+    current = Feed(database).current(release)
+    assert current.item_index is release.item_index
+    assert current.catalogue is catalogue
 
 
 def test_requests_that_wait_for_a_change_pay_for_it_once(
@@ -346,6 +380,10 @@ def test_while_the_database_is_away_the_catalogue_of_before_answers(
     monkeypatch.setattr("engine.recommender.feed.newest_revision", fail)
     assert feed.current(release) is before
     assert "the catalogue of before" in caplog.text
+    monkeypatch.setattr("engine.recommender.feed.items_since", fail)
+    with pytest.raises(OperationalError):       # its items would have no place in it
+        feed.current(release, before.revision + 1)
+    assert feed.current(release, before.revision) is before
 
 
 def test_a_release_that_is_loaded_again_starts_from_its_own_catalogue(

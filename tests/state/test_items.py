@@ -2,8 +2,11 @@ import threading
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, text
 
+from engine.state.database import MIGRATIONS, open_database, writing
 from engine.state.deletions import delete_user
 from engine.state.items import (
     ItemState,
@@ -68,32 +71,37 @@ def test_a_withdrawn_item_keeps_what_it_was_until_it_is_sent_again(database: Eng
 def test_vectors_belong_to_an_encoder_and_a_text(database: Engine) -> None:
     put_items(database, [HEAT, ODD])
     put_items(database, [SentItem("x", is_withdrawn=True)])
-    wanted = items_to_embed(database, "new", 0)
+    wanted = items_to_embed(database, "new", 0, 9)
     assert [each.item for each in wanted] == [HEAT, ODD]
-    assert items_to_embed(database, "new", 1) == []
+    assert len(items_to_embed(database, "new", 0, 1)) == 1
+    assert items_to_embed(database, "new", 1, 9) == []
     vectors = np.array([[1, 2.5], [3, -4]], np.float32)
     before = revision_of(database)
     store_vectors(database, "new", wanted, vectors)
     found = items_since(database, before, "new")
     np.testing.assert_array_equal([each.vector_H for each in found], vectors)
     assert [each.vector_H for each in items_since(database, before, "other")] == [None, None]
-    assert items_to_embed(database, "new", 0) == []
-    assert len(items_to_embed(database, "other", 0)) == 2
-    store_vectors(database, "other", items_to_embed(database, "other", 0), vectors[:, :1])
-    assert items_to_embed(database, "new", 0) == items_to_embed(database, "other", 0) == []
+    assert items_to_embed(database, "new", 0, 9) == []
+    assert len(items_to_embed(database, "other", 0, 9)) == 2
+    store_vectors(database, "other", items_to_embed(database, "other", 0, 9), vectors[:, :1])
+    assert items_to_embed(database, "new", 0, 9) == items_to_embed(database, "other", 0, 9) == []
     put_items(database, [SentItem("9", "Heat 2", HEAT.fields)])
-    [changed] = items_to_embed(database, "new", 0)
+    [changed] = items_to_embed(database, "new", 0, 9)
     assert (changed.item.title, changed.vector_H) == ("Heat 2", None)
     store_vectors(database, "new", [], vectors[:0])
 
 
 def test_a_vector_of_a_text_that_changed_meanwhile_is_not_used(database: Engine) -> None:
     put_items(database, [HEAT])
-    read = items_to_embed(database, "e", 0)
+    read = items_to_embed(database, "e", 0, 9)
     put_items(database, [SentItem("9", "Heat 2")])
     store_vectors(database, "e", read, np.ones((1, 2), np.float32))
-    [again] = items_to_embed(database, "e", 2)
+    [again] = items_to_embed(database, "e", 1, 9)
     assert (again.item.title, again.vector_H) == ("Heat 2", None)
+    store_vectors(database, "e", [again], np.full((1, 2), 2, np.float32))
+    store_vectors(database, "e", read, np.ones((1, 2), np.float32))     # late, and of before
+    [kept] = items_since(database, 0, "e")
+    np.testing.assert_array_equal(kept.vector_H, [2, 2])
 
 
 def test_who_saw_a_revision_misses_nothing_that_is_sent_at_the_same_time(database: Engine) -> None:
@@ -134,3 +142,24 @@ def test_many_items_are_stored_with_one_revision(database: Engine, count: int) -
     assert set(put_items(database, items)) == {STORED}
     assert {each.revision for each in items_since(database, 0, "e")} == {1}
     assert put_items(database, items) == [UNCHANGED] * count
+
+
+def test_a_database_of_before_the_vectors_had_a_table_is_brought_up_to_date(
+    database_url: str,
+) -> None:
+    engine = open_database(database_url)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with writing(engine).begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+        connection.execute(text(
+            "INSERT INTO items (item_id, title, fields, is_withdrawn, first_revision, revision,"
+            " encoder) VALUES ('9', 'Heat', '{}', :no, 1, 4, 'e')"
+        ), {"no": False})
+    engine.dispose()
+    engine = open_database(database_url)
+    [item] = items_to_embed(engine, "e", 0, 9)
+    assert (item.item, item.text_revision) == (SentItem("9", "Heat"), 4)
+    assert put_items(engine, [SentItem("9", "Heat")]) == [UNCHANGED]
+    engine.dispose()

@@ -1,4 +1,4 @@
-"""Items, their vectors, and profiles that were sent to the service."""
+"""Items and profiles that were sent to the service."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,7 +13,7 @@ BYTE_ORDER = sa.String().with_variant(postgresql.TEXT(collation="C"), "postgresq
 
 
 def upgrade() -> None:
-    """Create `items`, `item_vectors` and `profiles`."""
+    """Create `items` and `profiles`."""
     op.create_table(
         "items",
         sa.Column("item_id", BYTE_ORDER, primary_key=True),
@@ -21,17 +21,12 @@ def upgrade() -> None:
         sa.Column("fields", sa.JSON, nullable=False),
         sa.Column("is_withdrawn", sa.Boolean, nullable=False),
         sa.Column("first_revision", sa.BigInteger, nullable=False),
-        sa.Column("text_revision", sa.BigInteger, nullable=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
+        sa.Column("encoder", sa.String, nullable=False),
+        sa.Column("vector", sa.LargeBinary),
     )
     op.create_index("items_by_revision", "items", ["revision"])
-    op.create_table(
-        "item_vectors",
-        sa.Column("item_id", BYTE_ORDER, primary_key=True),
-        sa.Column("encoder", sa.String, primary_key=True),
-        sa.Column("text_revision", sa.BigInteger, nullable=False),
-        sa.Column("vector", sa.LargeBinary, nullable=False),
-    )
+    op.create_index("items_by_encoder", "items", ["encoder"])
     op.create_table(
         "profiles",
         sa.Column("user_id", BYTE_ORDER, primary_key=True),
@@ -40,7 +35,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them."""
+    """Drop both."""
     op.drop_table("profiles")
-    op.drop_table("item_vectors")
     op.drop_table("items")
