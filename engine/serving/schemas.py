@@ -244,8 +244,8 @@ class SentItemsAnswer(Answer):
 
     items: list[SentItemAnswer]
     is_embedded: bool
-    """Whether no sent text is left to read: until one is read a new item is found by its fields alone, and a
-    changed one by the text of the release. It is made up for within minutes."""
+    """Whether no sent text is left to read: until then a new item may be found by its fields alone,
+    and a changed one by the text of the release. It is made up for within minutes."""
 
 
 class SentUserAnswer(Answer):
