@@ -151,11 +151,8 @@ def item_table(
     statistics: ItemStatistics, rows_I: IntArray,
 ) -> ItemTable:
     """Return the features of a catalogue's items."""
-    size = len(catalogue)
-    values = [
-        {name: column[item] for name, column in catalogue.fields.items()} for item in range(size)
-    ]
-    codes, weights = item_fields.encode_all([None, *values[1:]])
+    values = [catalogue.values_of(item) for item in range(1, len(catalogue))]
+    codes, weights = item_fields.encode_all([None, *values])
     weights[0] = 0
     dense = np.stack([
         4 * (statistics.label_rates() - statistics.mean_label),

@@ -7,6 +7,7 @@ positives) and a log count where it is implicit: every event is a positive, so a
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,16 +44,15 @@ class Popularity:
         if implicit:
             scores = np.log1p(positives)
         else:
-            mean = (positives.sum() + 0.5) / (events.sum() + 1)
-            share = (positives + smoothing * mean) / (events + smoothing)
-            scores = np.log(share) - np.log1p(-share)
+            mean = _mean_share(positives, events)
+            scores = _logit((positives + smoothing * mean) / (events + smoothing))
         return Popularity(scores.astype(np.float32), positives, events)
 
     def with_unseen(self, count: int, *, implicit: bool) -> "Popularity":
         """Return the same with `count` more items of which no event is known."""
         none = np.zeros(count, np.int64)
-        mean = (self.positives.sum() + 0.5) / (self.events.sum() + 1)
-        score = 0.0 if implicit else np.log(mean) - np.log1p(-mean)     # as `fit` gives them
+        mean = _mean_share(self.positives, self.events)
+        score = 0.0 if implicit else _logit(mean)       # as `fit` gives them
         return Popularity(
             np.concatenate([self.scores, np.full(count, score, np.float32)]),
             np.concatenate([self.positives, none]), np.concatenate([self.events, none]),
@@ -76,6 +76,14 @@ class Popularity:
         items = np.arange(1, len(self.positives))
         order = np.lexsort((items, -self.scores[1:], -self.positives[1:]))
         return items[order]
+
+
+def _mean_share(positives: IntArray, events: IntArray) -> np.float64:
+    return np.float64((positives.sum() + 0.5) / (events.sum() + 1))
+
+
+def _logit(share: FloatArray | np.float64) -> Any:
+    return np.log(share) - np.log1p(-share)
 
 
 def count_events(

@@ -145,27 +145,25 @@ class Embedder:
         key = release.item_texts.encoder
         items = items_to_embed(self._database, key, self._done.get(key, 0), READ_AT_ONCE)
         encoder = self._encoder_of(release) if items else None
-        stored_s, failed = time.monotonic(), list[StoredItem]()
+        stored_s, done = time.monotonic(), set[str]()
         read: list[tuple[StoredItem, FloatArray]] = []
         for start in range(0, len(items), EMBEDDED_TOGETHER):
             assert encoder is not None
-            some = items[start : start + EMBEDDED_TOGETHER]
-            found, error = _read(encoder, release, some)
+            found, error = _read(encoder, release, items[start : start + EMBEDDED_TOGETHER])
             if error is not None and not found and start == 0:
                 raise error
             read += found
-            failed += [each for each in some if not any(each is one for one, _ in found)]
+            done |= {each.item.item_id for each, _ in found}
             is_last = start + EMBEDDED_TOGETHER >= len(items)
             if read and (is_last or time.monotonic() - stored_s > STORED_AFTER_S):
                 vectors = np.stack([vector_H for _, vector_H in read])
                 store_vectors(self._database, key, [each for each, _ in read], vectors)
                 read, stored_s = [], time.monotonic()
+        failed = [each.revision for each in items if each.item.item_id not in done]
         is_all = len(items) < READ_AT_ONCE
         if is_all and items:
-            oldest = min((each.revision for each in failed), default=None)
-            newest = max(each.revision for each in items)
-            self._done[key] = newest if oldest is None else oldest - 1
-        return Embedded(len(items) - len(failed), is_all and not failed)
+            self._done[key] = min(failed) - 1 if failed else max(each.revision for each in items)
+        return Embedded(len(done), is_all and not failed)
 
     def _encoder_of(self, release: LoadedRelease) -> TextEncoder:
         """Return the base model without its bank, or an encoder of its own, which is kept."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from sqlalchemy import Engine
 
@@ -99,7 +98,8 @@ def choose(
         return _popular(release, history, query, ranking, clock)
     task = _task(release, history, profile, query, ranking)
     clock.stop("candidates")
-    return _found(release, history, ranking, task=task, stage_ms=clock.stage_ms)
+    found = _nothing_found(release, history, ranking)
+    return replace(found, task=task, stage_ms=clock.stage_ms)
 
 
 def find_popular(
@@ -210,14 +210,14 @@ def _popular(
 ) -> Found:
     popular = _rank_popular(release, history, query)
     clock.stop("candidates")
-    return _found(release, history, ranking, ranking=popular, stage_ms=clock.stage_ms)
+    found = _nothing_found(release, history, ranking)
+    return replace(found, ranking=popular, stage_ms=clock.stage_ms)
 
 
-def _found(
-    release: LoadedRelease, history: History, shown: RankingConfig, **parts: Any
-) -> Found:
-    newest = shown_events(release, history, shown.shown_history)
-    return Found(release.release_id, len(history), newest, **parts)
+def _nothing_found(release: LoadedRelease, history: History, ranking: RankingConfig) -> Found:
+    """Return what an answer tells of the history, without anything to rank."""
+    newest = shown_events(release, history, ranking.shown_history)
+    return Found(release.release_id, len(history), newest)
 
 
 def _rank_popular(release: LoadedRelease, history: History, query: Query) -> Ranking:

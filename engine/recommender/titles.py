@@ -62,7 +62,7 @@ class Titles:
 
     def _named(self, item: int) -> NamedItem:
         catalogue = self._catalogue
-        fields = {name: list(values[item]) for name, values in catalogue.fields.items()}
+        fields = {name: list(values) for name, values in catalogue.values_of(item).items()}
         return NamedItem(catalogue.item_ids[item], catalogue.titles[item], fields)
 
 

@@ -54,8 +54,7 @@ def score_query(request: ScoreRequest, config: ServingConfig) -> Query:
 
 def check_events(request: EventsRequest, config: ServingConfig) -> None:
     """Raise RequestError if there are too many events."""
-    if len(request.events) > config.max_events:
-        raise RequestError(f"events: {len(request.events)} are more than {config.max_events}")
+    _check_number("events", len(request.events), config)
 
 
 def check_items(request: ItemsRequest, config: ServingConfig) -> None:
@@ -74,9 +73,13 @@ def check_users(request: UsersRequest, config: ServingConfig) -> None:
 
 
 def _check_bulk(name: str, ids: Sequence[str], config: ServingConfig) -> None:
-    if len(ids) > config.max_events:
-        raise RequestError(f"{name}: {len(ids)} are more than {config.max_events}")
+    _check_number(name, len(ids), config)
     _check_once(name, ids)
+
+
+def _check_number(name: str, number: int, config: ServingConfig) -> None:
+    if number > config.max_events:
+        raise RequestError(f"{name}: {number} are more than {config.max_events}")
 
 
 def _check_once(name: str, ids: Sequence[str]) -> None:

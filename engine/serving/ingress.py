@@ -162,7 +162,7 @@ class Ingress:
         statuses = await self.retriever.append.remote(sent)
         if isinstance(statuses, Unavailable):
             raise no_release()
-        self.metrics.count_events(statuses)
+        self.metrics.count_events(status.state for status in statuses)
         return EventsAnswer(events=[
             EventAnswer(
                 index=index, event_id=event.event_id, status=status.state, reason=status.reason

@@ -17,7 +17,7 @@ from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking
 from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder
-from engine.state.events import EventStatus
+from engine.state.events import EventState
 from engine.state.items import ItemState
 
 REFRESH_S = 2.0
@@ -64,9 +64,9 @@ class AnswerMetrics:
         if ranking.gate_entropy is not None:
             self._gate_entropy.observe(ranking.gate_entropy)
 
-    def count_events(self, statuses: Iterable[EventStatus]) -> None:
+    def count_events(self, states: Iterable[EventState]) -> None:
         """Count the events of one request."""
-        _count(self._events, [status.state for status in statuses])
+        _count(self._events, states)
 
     def count_items(self, states: Iterable[ItemState]) -> None:
         """Count the items of one request."""

@@ -70,10 +70,14 @@ class Unavailable:
 class ReleaseHolder:
     """Holds releases for one replica; all methods run on its event loop."""
 
-    def __init__(self, load: Load) -> None:
-        """`load` may take long; it runs in a thread."""
+    def __init__(
+        self, load: Load, prepare: Callable[[LoadedRelease], object] | None = None
+    ) -> None:
+        """`load` and then `prepare`, so that no request waits for it, may take long; they run in a
+        thread.
+        """
         self.held = Held()
-        self._load = load
+        self._load, self._prepare = load, prepare
         self._registry: Registry | None = None
         self._change = 0
         self._refusal: Refusal | None = None
@@ -178,7 +182,10 @@ class ReleaseHolder:
     async def _loaded(self, release_id: str) -> LoadedRelease:
         """Load a release in a thread; if that fails, not again before the next change."""
         try:
-            return await asyncio.to_thread(self._load, self._registry_now(), release_id)
+            release = await asyncio.to_thread(self._load, self._registry_now(), release_id)
+            if self._prepare is not None:
+                await asyncio.to_thread(self._prepare, release)
+            return release
         except Exception:
             self._unloadable.add(release_id)
             raise

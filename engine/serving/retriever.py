@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, repeat
 
 import torch
 from ray import serve
@@ -20,7 +21,6 @@ from engine.recommender.lookup import Found, Query, ShownEvent, find, find_popul
 from engine.recommender.ranking import Ranking, RankTask, rank, rank_popular
 from engine.recommender.release import LoadedRelease, load_release
 from engine.recommender.titles import NamedItem, TitleSearch
-from engine.releases.registry import Registry
 from engine.serving.groups import Groups
 from engine.serving.metrics import ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
@@ -83,15 +83,11 @@ class Retriever:
         self.database = open_database(config.database_url)
         self.feed, self.titles = Feed(self.database), TitleSearch()
 
-        def load(registry: Registry, release_id: str) -> LoadedRelease:
-            release = load_release(
-                registry, release_id, model_cache=config.model_cache, device=config.device,
-                with_llm=False, retrieval=config.retrieval,
-            )
-            self.feed.current(release)      # no request waits for it
-            return release
-
-        self.releases = ReleaseHolder(load)
+        load = partial(
+            load_release, model_cache=config.model_cache, device=config.device, with_llm=False,
+            retrieval=config.retrieval,
+        )
+        self.releases = ReleaseHolder(load, prepare=self.feed.current)
         self._gauges = shown(ReleaseMetrics(self.releases).show)
         self._cleaning = Periodic(CLEANING_S, self.forget_old)
         self._events = Groups(self._store_together, GROUP_EVENTS, len)
@@ -153,11 +149,7 @@ class Retriever:
             return release
         reasons = [unknown_field(item.fields, release.source.item_fields) for item in items]
         good = [item for item, reason in zip(items, reasons, strict=True) if reason is None]
-        states = iter(await asyncio.to_thread(put_items, self.database, good))
-        return [
-            ItemStatus(next(states) if reason is None else ItemState.REJECTED, reason)
-            for reason in reasons
-        ]
+        return statuses_of(reasons, await asyncio.to_thread(put_items, self.database, good))
 
     async def put_users(self, users: Sequence[SentUser]) -> list[ItemStatus] | Unavailable:
         """Store profiles; each is on disk (or refused) when this returns."""
@@ -168,10 +160,7 @@ class Retriever:
         good = {user.user_id: user.fields
                 for user, reason in zip(users, reasons, strict=True) if reason is None}
         await asyncio.to_thread(put_profiles, self.database, good)
-        return [
-            ItemStatus(ItemState.STORED if reason is None else ItemState.REJECTED, reason)
-            for reason in reasons
-        ]
+        return statuses_of(reasons, repeat(ItemState.STORED))
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         """Return ids with stored events that begin with a prefix; needs no release."""
@@ -224,6 +213,17 @@ class Retriever:
     async def delete(self, user_id: str) -> Deletion:
         """Delete a user; needs no release."""
         return await asyncio.to_thread(delete_user, self.database, user_id)
+
+
+def statuses_of(
+    reasons: Sequence[str | None], states: Iterable[ItemState]
+) -> list[ItemStatus]:
+    """Return a status for each reason to reject; where there is none, the next state."""
+    stored = iter(states)
+    return [
+        ItemStatus(next(stored) if reason is None else ItemState.REJECTED, reason)
+        for reason in reasons
+    ]
 
 
 def unknown_field(fields: Mapping[str, object], known: Sequence[str]) -> str | None:

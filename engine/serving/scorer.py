@@ -6,6 +6,7 @@ its own mix.
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from ray import serve
@@ -16,7 +17,6 @@ from engine.recommender.feed import Embedded, Embedder, Feed
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease, load_release
-from engine.releases.registry import Registry
 from engine.serving.groups import Groups
 from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
@@ -39,15 +39,8 @@ class Scorer:
         torch.set_num_threads(config.threads)
         self.database = open_database(config.database_url)
         self.feed, self._embedder = Feed(self.database), Embedder(self.database)
-
-        def load(registry: Registry, release_id: str) -> LoadedRelease:
-            release = load_release(
-                registry, release_id, model_cache=config.model_cache, device=config.device
-            )
-            self.feed.current(release)      # no request waits for it
-            return release
-
-        self.releases = ReleaseHolder(load)
+        load = partial(load_release, model_cache=config.model_cache, device=config.device)
+        self.releases = ReleaseHolder(load, prepare=self.feed.current)
         self._embedding = Groups(self._embed_together, MAX_WAITING)
         self._late = Periodic(LATE_S, self.embed_late)
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)

@@ -64,10 +64,7 @@ def _write(uri: str, *, config: EngineConfig, histories: Artifact) -> dict[str, 
 def _encode_all(catalogue: Catalogue, config: EngineConfig) -> npt.NDArray[np.float32]:
     """Return the raw vectors of items 1 and up."""
     rows = [
-        {"item": item, "text": item_text(
-            catalogue.titles[item],
-            {name: values[item] for name, values in catalogue.fields.items()},
-        )}
+        {"item": item, "text": item_text(catalogue.titles[item], catalogue.values_of(item))}
         for item in range(1, len(catalogue))
     ]
     rows.sort(key=lambda row: len(str(row["text"])))        # texts of a batch pad each other less

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.soak import flip_byte
 from engine.errors import ReleaseError
 from jobs import promote, rollback
 from tests.serving.conftest import START_TIMEOUT_S, Service
@@ -167,9 +168,3 @@ def test_a_release_that_breaks_after_its_promotion_is_refused_and_the_old_one_go
 
     assert rollback.main(service.options) == 0
     assert all(replica["refusal"] is None for replica in replicas(service))
-
-
-def flip_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 0xFF
-    path.write_bytes(data)
