@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
 
     from engine import storage  # --help needs neither torch nor Ray
     from engine.artifacts import open_artifact
-    from engine.recommender.release import check_release
+    from engine.recommender.loading import check_release
     from engine.releases.registry import Registry
     from engine.stages.exam import Period, read_examined, set_exam, unseen_period
     from engine.stages.exam_report import Answers, Settings, report_exam

@@ -26,6 +26,7 @@ from engine.releases.manifest import (
     FileEntry,
     ReleaseManifest,
     dump_manifest,
+    faults_of,
     parse_facts,
     parse_manifest,
 )
@@ -117,7 +118,9 @@ class Registry:
         try:
             return EngineConfig.model_validate(values)
         except ValidationError as error:
-            raise ReleaseFormatError(f"{uri} is not of this version: {error}") from error
+            raise ReleaseFormatError(
+                f"{uri} is not of this version: {faults_of(error)}"
+            ) from error
 
     def verify(self, release_id: str) -> ReleaseManifest:
         """Compare every file with its checksum; raises as `read_manifest` does."""

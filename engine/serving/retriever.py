@@ -17,9 +17,10 @@ from engine.errors import EngineError, RequestError
 from engine.recommender.catalogue import CatalogueFacts, catalogue_facts
 from engine.recommender.feed import Feed
 from engine.recommender.feedback import read_feedback
+from engine.recommender.loading import load_release
 from engine.recommender.lookup import Found, Query, ShownEvent, find, find_popular, user_events
 from engine.recommender.ranking import Ranking, RankTask, rank, rank_popular
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.recommender.titles import NamedItem, TitleSearch
 from engine.serving.groups import Groups
 from engine.serving.metrics import ReleaseMetrics, shown

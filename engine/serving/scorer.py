@@ -14,9 +14,10 @@ from ray import serve
 from engine.config import ServingConfig
 from engine.recommender.deadlines import Pace
 from engine.recommender.feed import Embedded, Embedder, Feed
+from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.serving.groups import Groups
 from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
 from engine.serving.periodic import Periodic

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from engine.models.attention import PrefixStates
 from engine.recommender.language import Reading, score_readings
+from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache, PrefixKey
 from engine.recommender.ranking import rank
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.types import FloatArray, SlatePrompt
 from tests.recommender.test_ranking import task_of
 from tests.tiny_release import TinyWorld

@@ -12,9 +12,9 @@ from ray.exceptions import RayActorError
 from engine.config import ServingConfig
 from engine.errors import UnknownItemError
 from engine.recommender.feed import Feed
+from engine.recommender.loading import load_release
 from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking
-from engine.recommender.release import load_release
 from engine.serving.access import Access
 from engine.serving.groups import Groups
 from engine.serving.ingress import Ingress

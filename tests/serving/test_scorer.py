@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from engine.recommender.loading import load_release
 from engine.recommender.ranking import RankTask, rank
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.serving.scorer import rank_jobs
 from tests.tiny_release import TinyWorld, tiny_world
 
