@@ -2,7 +2,7 @@
 
     events        event_id, user_id, item_id, timestamp_s, rating, label, received_s, request_id
     deletions     user_id, deleted_s
-    impressions   request_id, user_id, release_id, mode, asked_s, items
+    impressions   request_id, user_id, release_id, mode, asked_s, items, shadow_of
     items         item_id, title, fields, is_withdrawn, first_revision, text_revision, revision
     item_vectors  item_id, encoder, text_revision, vector
     profiles      user_id, fields
@@ -97,6 +97,7 @@ IMPRESSIONS = Table(
     Column("mode", String, nullable=False),
     Column("asked_s", BigInteger, nullable=False),
     Column("items", JSON, nullable=False),
+    Column("shadow_of", BYTE_ORDER),
     Index("impressions_of_user", "user_id"),
     Index("impressions_by_time", "asked_s"),
 )

@@ -39,6 +39,8 @@ class Impression:
     asked_s: int
     items: Sequence[ShownItem]
     """Best first."""
+    shadow_of: str | None = None
+    """The request whose user saw another release's answer; None: this one was given."""
 
 
 def record(engine: Engine, impressions: Sequence[Impression]) -> int:
