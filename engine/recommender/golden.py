@@ -28,8 +28,8 @@ LENGTHS = (1, 12, 60)
 """Events of the histories, one for each request; the last has a profile."""
 CANDIDATES = 5
 TOLERANCES = {"crm": 0.02, "llm": 0.25, "score": 0.25}
-"""How far a logit may be off: about three times what three MovieLens-100K banks differed by with the
-base model's weights in bfloat16 and in float32 (0.05 to 0.09). Threads and CRM made no difference."""
+"""How far a logit may be off: for the language model about three times what three MovieLens-100K
+banks differed by with the base model's weights in bfloat16 and in float32 (0.05 to 0.09)."""
 
 
 @dataclass(frozen=True, slots=True)

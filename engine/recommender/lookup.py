@@ -72,6 +72,8 @@ class Found:
     task: RankTask | None = None
     ranking: Ranking | None = None
     stage_ms: dict[str, float] = field(default_factory=dict)
+    shadow_id: str | None = None
+    """Another release that shall answer the same, for the record alone."""
 
 
 def find(

@@ -1,19 +1,20 @@
-"""What a replica holds: {live, previous}, following the registry's `live` file.
+"""What a replica holds: {live, previous, trial}, following the registry's `live` file.
 
     user_config {registry, change}  ->  refresh()  ->  held.live
                                         refused: kept the old one, and why
 
 The first release is loaded before the replica is ready; later ones in the background, while the
-old one answers.
+old one answers. A release on trial that cannot be had leaves all users to the live one.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.errors import ConfigError, EngineError
 from engine.recommender.release import LoadedRelease
+from engine.releases.experiment import Experiment
 from engine.releases.registry import Registry
 from engine.storage import absolute
 
@@ -23,20 +24,44 @@ Load = Callable[[Registry, str], LoadedRelease]
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A release in memory that answers as an experiment says."""
+
+    experiment: Experiment
+    release: LoadedRelease
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """Releases in memory; replaced as one reference."""
 
     live: LoadedRelease | None = None
     previous: LoadedRelease | None = None
+    trial: Trial | None = None
 
-    def get(self, release_id: str | None) -> LoadedRelease | None:
-        """Return a release by id (None: the live one) if it is held."""
-        if release_id is None:
-            return self.live
-        for release in (self.live, self.previous):
+    def get(self, release_id: str) -> LoadedRelease | None:
+        """Return a release by id if it is held."""
+        tried = None if self.trial is None else self.trial.release
+        for release in (self.live, self.previous, tried):
             if release is not None and release.release_id == release_id:
                 return release
         return None
+
+    def of_user(self, user_id: str | None) -> LoadedRelease | None:
+        """Return the release that answers a user (None: a guest)."""
+        tried = self._tried(user_id, is_shadow=False)
+        return self.live if tried is None else tried
+
+    def shadow_of(self, user_id: str | None) -> str | None:
+        """Return the release that answers beside the one that answers a user, if one does."""
+        tried = self._tried(user_id, is_shadow=True)
+        return None if tried is None else tried.release_id
+
+    def _tried(self, user_id: str | None, *, is_shadow: bool) -> LoadedRelease | None:
+        trial = self.trial
+        if trial is None or user_id is None or trial.experiment.is_shadow != is_shadow:
+            return None
+        return trial.release if trial.experiment.includes(user_id) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +78,8 @@ class ReplicaState:
 
     release_id: str | None
     previous_id: str | None
+    experiment: Experiment | None
+    """The one in which this replica answers."""
     change: int
     """Counter of the last user_config whose release is loaded or refused."""
     refusal: Refusal | None
@@ -99,28 +126,32 @@ class ReleaseHolder:
         if self.held.live is None:
             await refresh
 
-    def find(self, release_id: str | None) -> LoadedRelease | Unavailable:
-        """Return a release that is held; else say which one is live here, and go and get it.
+    def find(
+        self, release_id: str | None, user_id: str | None = None
+    ) -> LoadedRelease | Unavailable:
+        """Return a release that is held (None: the one that answers the user, a guest or whoever
+        it is); else say which one is live here, and go and get it.
 
         The other half of an answer names what it holds: that may be a release to which the change
         has not come here yet, or one that this replica, started later, never had. One that cannot
         be loaded is tried again at the next `change`, not at every request.
         """
-        release = self.held.get(release_id)
+        held = self.held
+        release = held.of_user(user_id) if release_id is None else held.get(release_id)
         if release is not None:
             return release
         is_busy = self._one_refresh.locked()
         if self._registry is not None and not is_busy and release_id not in self._unloadable:
             self._background = asyncio.create_task(self._catch_up(release_id))
-        live = self.held.live
-        return Unavailable(release_id, None if live is None else live.release_id)
+        return Unavailable(release_id, None if held.live is None else held.live.release_id)
 
     def state(self) -> ReplicaState:
         """Return what this replica holds and refuses."""
-        live, previous = self.held.live, self.held.previous
+        live, previous, trial = self.held.live, self.held.previous, self.held.trial
         return ReplicaState(
             None if live is None else live.release_id,
-            None if previous is None else previous.release_id, self._change, self._refusal,
+            None if previous is None else previous.release_id,
+            None if trial is None else trial.experiment, self._change, self._refusal,
         )
 
     async def _catch_up(self, release_id: str | None) -> None:
@@ -129,11 +160,10 @@ class ReleaseHolder:
         if release_id is None or release_id in self._unloadable:
             return
         async with self._one_refresh:
-            live = self.held.live
-            if live is not None and self.held.get(release_id) is None:
-                self.held = Held(live)
+            if self.held.live is not None and self.held.get(release_id) is None:
+                self.held = replace(self.held, previous=None)
                 try:
-                    self.held = Held(live, await self._loaded(release_id))
+                    self.held = replace(self.held, previous=await self._loaded(release_id))
                 except Exception as error:  # noqa: BLE001  the live one goes on
                     log.error("release %r, which the other half holds: %s", release_id, error)
 
@@ -142,12 +172,13 @@ class ReleaseHolder:
         async with self._one_refresh:
             assert self._registry is not None
             try:
-                wanted, previous = await asyncio.to_thread(self._registry.live)
+                wanted, previous, experiment = await asyncio.to_thread(self._registry.live)
             except (EngineError, OSError) as error:
                 self._refuse("", error)
                 self._change = change
                 return
             await self._hold(wanted, previous)
+            await self._try_out(experiment)
             self._change = change
 
     async def _hold(self, wanted: str, previous: str | None) -> None:
@@ -161,6 +192,26 @@ class ReleaseHolder:
             await self._take(previous)
             self._refusal = refusal             # of the one that is wanted
 
+    async def _try_out(self, experiment: Experiment | None) -> None:
+        """Let a release answer as an experiment says; if it cannot be had, the live one does."""
+        held = self.held
+        if held.live is None or experiment is None or held.live.release_id == experiment.release_id:
+            self.held = replace(held, trial=None)
+            return
+        release = held.get(experiment.release_id)
+        if release is None:
+            self.held = replace(held, trial=None)       # before another one comes
+            if experiment.release_id in self._unloadable:
+                return
+            try:
+                release = await self._loaded(experiment.release_id)
+            except Exception as error:  # noqa: BLE001  whatever it is, the live one goes on
+                if self._refusal is None:
+                    self._refuse(experiment.release_id, error)
+                return
+        self.held = replace(self.held, trial=Trial(experiment, release))
+        log.info("%s in this replica", experiment)
+
     async def _take(self, release_id: str) -> bool:
         """Make a release the live one here; tell whether it is."""
         held = self.held
@@ -168,14 +219,14 @@ class ReleaseHolder:
             return True
         ready = held.get(release_id)
         if ready is None:
-            # At most two in memory: the older one goes before the new one comes.
-            self.held = Held(held.live)
+            # The older one goes before the new one comes.
+            self.held = replace(held, previous=None)
             try:
                 ready = await self._loaded(release_id)
             except Exception as error:  # noqa: BLE001  whatever it is, the old one goes on
                 self._refuse(release_id, error)
                 return False
-        self.held = Held(ready, held.live)
+        self.held = replace(self.held, live=ready, previous=held.live)
         log.info("release %s is live in this replica", release_id)
         return True
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, repeat
 
@@ -104,11 +104,13 @@ class Retriever:
         return self.releases.state()
 
     async def find(self, query: Query, release_id: str | None) -> Found | Unavailable:
-        """Return the history and candidates by one release (None: the live one)."""
-        release = self.releases.find(release_id)
+        """Return the history and candidates by one release (None: the one that answers the user).
+        """
+        release = self.releases.find(release_id, query.user_id)
         if isinstance(release, Unavailable):
             return release
-        return await asyncio.to_thread(self._find, release, query)
+        found = await asyncio.to_thread(self._find, release, query)
+        return replace(found, shadow_id=self.releases.held.shadow_of(query.user_id))
 
     def _find(self, release: LoadedRelease, query: Query) -> Found:
         current = self.feed.current(release)

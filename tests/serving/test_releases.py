@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from engine import storage
 from engine.errors import ChecksumError, ConfigError
+from engine.releases.experiment import Experiment
 from engine.releases.registry import Registry
 from engine.serving.releases import ReleaseHolder, Unavailable
 
@@ -31,13 +33,14 @@ class FakeRegistry:
             raise ChecksumError(f"{release_id}/bank.safetensors differs")
         return FakeRelease(release_id)
 
-    def go_live(self, release_id: str, previous_id: str | None = None) -> None:
-        from engine import storage
-
-        storage.write_json(
-            f"{self.registry.root}/live.json",
-            {"release_id": release_id, "previous_id": previous_id},
-        )
+    def go_live(
+        self, release_id: str, previous_id: str | None = None,
+        experiment: Experiment | None = None,
+    ) -> None:
+        storage.write_json(f"{self.registry.root}/live.json", {
+            "release_id": release_id, "previous_id": previous_id,
+            "experiment": None if experiment is None else experiment.to_json(),
+        })
 
     def config(self, change: int) -> dict[str, object]:
         return {"registry": self.registry.root, "change": change}
@@ -215,6 +218,163 @@ def test_never_more_than_two_releases_are_held(fake: FakeRegistry) -> None:
 
     asyncio.run(run())
     assert held_at_load == [0, 1, 1, 1]
+
+
+EVERYBODY = Experiment("t", 1.0, False, 5)
+SHADOW = Experiment("t", 1.0, True, 5)
+
+
+def answering(holder: ReleaseHolder, user_id: str | None) -> str:
+    found = holder.find(None, user_id)
+    assert not isinstance(found, Unavailable)
+    return found.release_id
+
+
+def test_a_release_on_trial_answers_its_users_and_nobody_else(fake: FakeRegistry) -> None:
+    half = Experiment("t", 0.5, False, 5)
+    users = [str(number) for number in range(40)]
+
+    async def run() -> None:
+        fake.go_live("a", None, half)
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        assert holder.state().experiment == half
+        found = {user: answering(holder, user) for user in users}
+        assert found == {user: "t" if half.includes(user) else "a" for user in users}
+        assert set(found.values()) == {"a", "t"}
+        assert answering(holder, None) == "a"                       # a guest
+        assert not isinstance(holder.find("a", users[0]), Unavailable)   # by name: both for all
+        assert not isinstance(holder.find("t", None), Unavailable)
+        assert [holder.held.shadow_of(user) for user in users] == [None] * 40
+        fake.go_live("a")
+        await holder.reconfigure(fake.config(2))
+        await settle(holder)
+        assert holder.state().experiment is None
+        assert {answering(holder, user) for user in users} == {"a"}
+        assert fake.loaded == ["a", "t"]
+
+    asyncio.run(run())
+
+
+def test_a_shadow_answers_nobody(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.go_live("a", None, SHADOW)
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        assert answering(holder, "ann") == "a"
+        assert holder.held.shadow_of("ann") == "t"
+        assert holder.held.shadow_of(None) is None
+        assert not isinstance(holder.find("t"), Unavailable)
+
+    asyncio.run(run())
+
+
+def test_a_release_on_trial_that_cannot_be_had_leaves_its_users_to_the_live_one(
+    fake: FakeRegistry,
+) -> None:
+    async def run() -> None:
+        fake.broken.add("t")
+        fake.go_live("a", None, EVERYBODY)
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        state = holder.state()
+        assert (state.release_id, state.experiment, state.change) == ("a", None, 1)
+        assert state.refusal is not None
+        assert state.refusal.release_id == "t"
+        assert answering(holder, "ann") == "a"
+        for _ in range(3):                      # the other half holds it
+            assert holder.find("t") == Unavailable("t", "a")
+            await settle(holder)
+        assert fake.loaded == ["a", "t"]
+        fake.go_live("b", "a", EVERYBODY)       # what is refused hinders no promotion
+        await holder.reconfigure(fake.config(2))
+        await settle(holder)
+        assert holder.state().release_id == "b"
+        fake.go_live("b", "a")
+        await holder.reconfigure(fake.config(3))
+        await settle(holder)
+        assert holder.state().refusal is None
+
+    asyncio.run(run())
+
+
+def test_the_refusal_of_the_live_release_is_told_before_that_of_the_one_on_trial(
+    fake: FakeRegistry,
+) -> None:
+    async def run() -> None:
+        fake.go_live("a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        fake.broken |= {"b", "t"}
+        fake.go_live("b", "a", EVERYBODY)
+        await holder.reconfigure(fake.config(2))
+        await settle(holder)
+        refusal = holder.state().refusal
+        assert refusal is not None
+        assert refusal.release_id == "b"
+        assert answering(holder, "ann") == "a"
+
+    asyncio.run(run())
+
+
+def test_a_release_on_trial_is_promoted_and_rolled_back_without_loading(
+    fake: FakeRegistry,
+) -> None:
+    async def run() -> None:
+        fake.go_live("a", None, EVERYBODY)
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        for change, (live, previous) in enumerate([("t", "a"), ("a", "t")], start=2):
+            fake.go_live(live, previous)
+            await holder.reconfigure(fake.config(change))
+            await settle(holder)
+            state = holder.state()
+            assert (state.release_id, state.previous_id, state.experiment) == (live, previous, None)
+        fake.go_live("a", "t", EVERYBODY)       # against what was live
+        await holder.reconfigure(fake.config(4))
+        await settle(holder)
+        assert answering(holder, "ann") == "t"
+        assert fake.loaded == ["a", "t"]
+
+    asyncio.run(run())
+
+
+def test_an_experiment_goes_on_beside_a_new_live_release(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.go_live("a", None, EVERYBODY)
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        fake.go_live("b", "a", EVERYBODY)
+        await holder.reconfigure(fake.config(2))
+        await settle(holder)
+        state = holder.state()
+        assert (state.release_id, state.previous_id) == ("b", "a")
+        assert (answering(holder, "ann"), answering(holder, None)) == ("t", "b")
+        other = Experiment("u", 1.0, False, 6)
+        fake.go_live("b", "a", other)
+        await holder.reconfigure(fake.config(3))
+        await settle(holder)
+        assert answering(holder, "ann") == "u"
+        assert isinstance(holder.find("t"), Unavailable)        # at most three are held
+        assert fake.loaded == ["a", "t", "b", "u"]
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_hears_of_an_experiment_by_a_request_follows_it(
+    fake: FakeRegistry,
+) -> None:
+    async def run() -> None:
+        fake.go_live("a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        fake.go_live("a", None, EVERYBODY)      # the change has not come here yet
+        assert holder.find("t") == Unavailable("t", "a")
+        await settle(holder)
+        assert answering(holder, "ann") == "t"
+        assert fake.loaded == ["a", "t"]
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("config", [{}, {"registry": "x"}, {"registry": 3, "change": 1}])
