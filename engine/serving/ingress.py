@@ -24,6 +24,7 @@ from engine.recommender.ranking import Ranking
 from engine.serving import checks, faults, pages
 from engine.serving.access import Access, Right
 from engine.serving.agreement import Handle, no_release, rank_by_one_release
+from engine.serving.logs import log_with_serve
 from engine.serving.metrics import AnswerMetrics
 from engine.serving.records import Records, impression_of
 from engine.serving.releases import ReplicaState, Unavailable
@@ -110,6 +111,7 @@ class Ingress:
     def __init__(
         self, config: ServingConfig, retriever: Handle, scorer: Handle
     ) -> None:
+        log_with_serve()
         self.metrics = AnswerMetrics()
         self.records = Records(retriever, scorer, self.metrics)     # `__del__` reads it
         self.access = Access.of_environment()

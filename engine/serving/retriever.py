@@ -23,6 +23,7 @@ from engine.recommender.ranking import Ranking, RankTask, rank, rank_popular
 from engine.recommender.release import LoadedRelease
 from engine.recommender.titles import NamedItem, TitleSearch
 from engine.serving.groups import Groups
+from engine.serving.logs import log_with_serve
 from engine.serving.metrics import ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
@@ -79,6 +80,7 @@ class Retriever:
     """Reads and writes events; finds what the scorer shall rank."""
 
     def __init__(self, config: ServingConfig) -> None:
+        log_with_serve()
         torch.set_num_threads(1)
         self.config = config
         self.database = open_database(config.database_url)

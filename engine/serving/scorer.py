@@ -19,6 +19,7 @@ from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease
 from engine.serving.groups import Groups
+from engine.serving.logs import log_with_serve
 from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
@@ -37,6 +38,7 @@ class Scorer:
     """Ranks candidates."""
 
     def __init__(self, config: ServingConfig) -> None:
+        log_with_serve()
         torch.set_num_threads(config.threads)
         self.database = open_database(config.database_url)
         self.feed, self._embedder = Feed(self.database), Embedder(self.database)
