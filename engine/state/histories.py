@@ -14,7 +14,7 @@ from engine.state.deletions import deletion_times
 
 SEED_CHUNK = 10_000
 ID_CHUNK = 10_000
-"""User ids that are fetched at a time."""
+"""User ids, or events, that are fetched at a time."""
 SEED_PREFIX = "seed:"
 """Begins the event ids of seeded interactions; no client may use it."""
 
@@ -55,6 +55,19 @@ def user_ids(engine: Engine) -> Iterator[str]:
     statement = select(EVENTS.c.user_id).distinct().order_by(EVENTS.c.user_id)
     with engine.connect() as connection:
         yield from connection.execution_options(yield_per=ID_CHUNK).scalars(statement)
+
+
+def all_events(engine: Engine) -> Iterator[tuple[str, PastEvent]]:
+    """Yield every event with its user, by user and time, as of one moment; holds a read transaction
+    meanwhile.
+    """
+    columns = (EVENTS.c.item_id, EVENTS.c.timestamp_s, EVENTS.c.rating, EVENTS.c.label)
+    order = (EVENTS.c.user_id, EVENTS.c.timestamp_s, EVENTS.c.item_id, EVENTS.c.event_id)
+    statement = select(EVENTS.c.user_id, *columns).order_by(*order)
+    with engine.connect() as connection:
+        rows = connection.execution_options(yield_per=ID_CHUNK).execute(statement)
+        for user_id, *event in rows:
+            yield user_id, PastEvent(*event)
 
 
 def some_user_ids(engine: Engine, prefix: str, limit: int) -> list[str]:
