@@ -5,6 +5,7 @@ its own mix.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,6 +25,8 @@ from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
+
+log = logging.getLogger(__name__)
 
 LATE_S = 60.0
 """How often a scorer looks for items that could not be embedded when they came, or that another
@@ -50,9 +53,9 @@ class Scorer:
         metrics, pace = BatchMetrics(self._cache), Pace()
         self._gauges = shown(ReleaseMetrics(self.releases).show, metrics.show)
 
-        async def rank_batch(jobs: list[Job]) -> list[Ranking]:
+        async def rank_batch(jobs: list[Job]) -> list[Ranking | Exception]:
             """Rank a batch off the event loop; there is one batch at a time."""
-            rankings = await asyncio.to_thread(rank_jobs, jobs, self._cache, pace)
+            rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
             metrics.count_batch(len(jobs))
             return rankings
 
@@ -79,7 +82,10 @@ class Scorer:
             return release
         if task.revision > 0:
             release = await asyncio.to_thread(self.feed.current, release, task.revision)
-        return await self._groups.ask((release, task))
+        ranking = await self._groups.ask((release, task))
+        if isinstance(ranking, Exception):
+            raise ranking
+        return ranking
 
     async def embed(self) -> bool:
         """Read the texts of the newest items; tell whether all that were sent are read."""
@@ -98,6 +104,21 @@ class Scorer:
             embedded = await self._embedding.ask(None)
             if embedded.is_all or embedded.items == 0:
                 return
+
+
+def rank_each(
+    jobs: Sequence[Job], cache: PrefixCache | None = None, pace: Pace | None = None
+) -> list[Ranking | Exception]:
+    """Rank jobs together; where that fails, each alone: what is wrong with one request fails no
+    other one.
+    """
+    try:
+        return [*rank_jobs(jobs, cache, pace)]
+    except Exception as error:  # noqa: BLE001  it is the caller's
+        if len(jobs) == 1:
+            return [error]
+        log.warning("a batch of %d requests failed, each is ranked alone: %r", len(jobs), error)
+        return [found for job in jobs for found in rank_each([job], cache, pace)]
 
 
 def rank_jobs(
