@@ -4,11 +4,11 @@ python -m jobs.experiment start RELEASE_ID --share 0.1 [--shadow] --registry run
     [--address http://127.0.0.1:8265]
 python -m jobs.experiment stop --registry runs/releases [--address http://127.0.0.1:8265]
 
-The users of the share get their answers from the release on trial; with --shadow they get the live
-one's, and the other answers the same for the record alone. `python -m jobs.evaluate --answers`
-compares both by the events that followed. To start again with a larger share keeps the users of the
-smaller one; a promotion of the release on trial ends the experiment. Without --address only the
-registry is written; replicas that start later read it.
+The users of the share get their answers from this challenger; with --shadow they get the live
+release's, and the challenger answers the same for the record alone. Both are compared, by the
+events that followed, with `python -m jobs.evaluate --answers`. To start again with a larger share
+keeps the users of the smaller one; a promotion of the challenger ends the experiment. Without
+--address only the registry is written; replicas that start later read it.
 """
 
 import argparse
@@ -38,20 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace) -> None:
-    """Put a release on trial and tell the running application."""
+    """Try out a challenger and tell the running application."""
     experiment = Experiment(options.release_id, options.share, options.shadow, int(time.time()))
-    live = open_registry(options).try_out(experiment)
+    live = open_registry(options).start_experiment(experiment)
     how = "answers in the shadow of" if options.shadow else "answers instead of"
     print(f"{options.release_id} {how} {live.release_id}: {options.share:.1%} of the users")
     if options.address:
         tell(options, options.release_id,
-             lambda replica: _is_on_trial(replica, experiment), hint="start the experiment again")
+             lambda replica: _is_tried_out(replica, experiment), hint="start the experiment again")
         print("every replica follows")
 
 
 def stop(options: argparse.Namespace) -> None:
     """End the experiment and tell the running application."""
-    live = open_registry(options).end_experiment()
+    live = open_registry(options).stop_experiment()
     print(f"{live.release_id} answers all users")
     if options.address:
         tell(options, live.release_id, lambda replica: replica["experiment"] is None,
@@ -59,7 +59,7 @@ def stop(options: argparse.Namespace) -> None:
         print("every replica follows")
 
 
-def _is_on_trial(replica: Replica, experiment: Experiment) -> bool:
+def _is_tried_out(replica: Replica, experiment: Experiment) -> bool:
     return bool(replica["experiment"] == experiment.to_json())
 
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what promote and rollback share."""
+    """Add what promote, rollback and experiment share."""
     parser.add_argument("--registry", default="runs/releases", help="folder or URI of the releases")
     parser.add_argument("--address", help="URL of the Ray dashboard; none: only write `live`")
     parser.add_argument(

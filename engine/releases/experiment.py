@@ -1,4 +1,4 @@
-"""A release on trial beside the live one.
+"""A challenger: a release that is tried out beside the live one.
 
     split     answers the requests of a share of the users
     shadow    answers beside the live release, for the record alone, what that share asks
@@ -14,7 +14,7 @@ from engine.errors import ReleaseError
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Which users' requests a release on trial answers."""
+    """Which users' requests a challenger answers."""
 
     release_id: str
     share: float
@@ -31,8 +31,8 @@ class Experiment:
     def includes(self, user_id: str) -> bool:
         """Tell whether a user is of the share.
 
-        Depends on the user and the release on trial alone: every replica says the same, a larger
-        share keeps the users of a smaller one, and another release gets other users.
+        Depends on user and challenger alone: every replica says the same, a larger share keeps the
+        users of a smaller one, and another challenger gets other users.
         """
         digest = hashlib.sha256(f"{self.release_id}\0{user_id}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.share * 2**64

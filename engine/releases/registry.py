@@ -5,8 +5,8 @@
     <root>/live.json     {"release_id", "previous_id", "experiment"}, replaced in one step
 
 A release never changes once its manifest is there. `live.json` is the only truth about what is
-live, and what is on trial beside it. Many may read at a time; one publishes an id, and one writes
-`live.json`.
+live, and which challenger is tried out beside it. Many may read at a time; one publishes an id, and
+one writes `live.json`.
 """
 
 import json
@@ -152,7 +152,7 @@ class Registry:
     def promote(self, release_id: str) -> Live:
         """Verify a release and make it live; a release that is live already stays so.
 
-        An experiment goes on beside the new release, unless that is the one on trial.
+        An experiment goes on beside the new release, unless that is its challenger.
         """
         self.verify(release_id)
         current = self._live()
@@ -175,8 +175,8 @@ class Registry:
             )
         return self.promote(current.previous_id)
 
-    def try_out(self, experiment: Experiment) -> Live:
-        """Verify a release and put it on trial beside the live one, in place of any other.
+    def start_experiment(self, experiment: Experiment) -> Live:
+        """Verify a challenger and try it out beside the live release, in place of any other.
 
         Raises ReleaseError if it is the live one.
         """
@@ -186,7 +186,7 @@ class Registry:
             raise ReleaseError(f"release {current.release_id!r} is live: try out another one")
         return self._write(current._replace(experiment=experiment))
 
-    def end_experiment(self) -> Live:
+    def stop_experiment(self) -> Live:
         """Leave the live release alone again."""
         return self._write(self.live()._replace(experiment=None))
 
@@ -195,7 +195,7 @@ class Registry:
         storage.write_json(storage.join(self.root, LIVE), {
             **live._asdict(), "experiment": None if experiment is None else experiment.to_json(),
         })
-        log.info("%s: live is %s, before it %s, on trial %s", self.root, *live)
+        log.info("%s: live is %s, before it %s, challenger %s", self.root, *live)
         return live
 
     def _is_complete(self, release_id: str) -> bool:

@@ -127,15 +127,15 @@ class Ingress:
     @api.post("/v1/recommend")
     async def recommend(self, request: RecommendRequest) -> RecommendAnswer:
         """Return the best items for a user or a guest."""
-        asked_s = int(time.time())
+        asked_s = time.time()
         query = checks.recommend_query(request, self.config)
         answer, found, ranking = await self._answer(query)
         answer.request_id = uuid.uuid4().hex
         if request.record and self.config.impression_days > 0:
-            given = impression_of(ranking, answer.request_id, query.user_id, asked_s)
+            given = impression_of(ranking, answer.request_id, query.user_id, int(asked_s))
             self.records.keep(given)
             if found.shadow_id is not None:
-                self.records.shadow(query, found.shadow_id, given)
+                self.records.shadow(query, found.shadow_id, given, query.answer_by_s - asked_s)
         return answer
 
     @api.post("/v1/score")

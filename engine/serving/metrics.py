@@ -144,8 +144,10 @@ class ReleaseMetrics:
     def show(self) -> None:
         """Show the state of now; what was shown before and is no longer so becomes 0."""
         state = self._releases.state()
-        tried = None if state.experiment is None else state.experiment.release_id
-        named = {"live": state.release_id, "previous": state.previous_id, "trial": tried}
+        challenger = None if state.experiment is None else state.experiment.release_id
+        named = {
+            "live": state.release_id, "previous": state.previous_id, "challenger": challenger,
+        }
         held = {(found, name) for name, found in named.items() if found is not None}
         for release_id, name in held | self._shown:
             is_held = (release_id, name) in held

@@ -27,7 +27,7 @@ MAX_UNSTORED = 10_000
 MAX_SHADOWS = 8
 """Shadows that one ingress asks for at a time; more are not made: users come first."""
 SHADOW_S = 10.0
-"""Time for a shadow, unless the request had a deadline: then as much as that."""
+"""Time for a shadow, unless its request had less."""
 
 
 class Records:
@@ -47,16 +47,25 @@ class Records:
         else:
             _start(self._store(impression), self._stores)
 
-    def shadow(self, query: Query, release_id: str, given: Impression) -> None:
-        """Let another release answer the same and store that; nobody waits for it."""
+    def shadow(self, query: Query, release_id: str, given: Impression, time_s: float) -> None:
+        """Let another release answer the same in the same time, and store that; nobody waits for
+        it.
+        """
         if len(self._shadows) >= MAX_SHADOWS:
             self._metrics.count_lost_shadow()
-        else:
-            _start(self._store_shadow(query, release_id, given), self._shadows)
+            return
+        time_s = min(time_s, SHADOW_S)
+        same = replace(
+            query, answer_by_s=time.time() + time_s, is_prefix_kept=False,
+            with_explanation=False, with_gates=False,
+        )
+        _start(self._store_shadow(same, release_id, given, time_s), self._shadows)
 
     async def close(self) -> None:
-        """Wait until everything is stored."""
-        await asyncio.gather(*self._stores, *self._shadows)
+        """Wait until all answers are stored; shadows are not waited for."""
+        for shadow in self._shadows:
+            shadow.cancel()
+        await asyncio.gather(*self._stores)
 
     async def _store(self, impression: Impression) -> None:
         try:
@@ -69,23 +78,21 @@ class Records:
         await self._retriever.record.remote(impressions)
         return [None] * len(impressions)
 
-    async def _store_shadow(self, query: Query, release_id: str, given: Impression) -> None:
-        time_s = min(query.answer_by_s - given.asked_s, SHADOW_S)
-        same = replace(
-            query, answer_by_s=time.time() + time_s, with_explanation=False, with_gates=False
-        )
+    async def _store_shadow(
+        self, query: Query, release_id: str, given: Impression, time_s: float
+    ) -> None:
         try:
-            ranking = await rank_by(self._retriever, self._scorer, same, release_id)
+            async with asyncio.timeout(time_s):
+                ranking = await rank_by(self._retriever, self._scorer, query, release_id)
+            if ranking is not None:
+                shadow_id = f"{given.request_id}-shadow"
+                shadow = impression_of(ranking, shadow_id, given.user_id, given.asked_s)
+                await self._impressions.ask(replace(shadow, shadow_of=given.request_id))
+                self._metrics.count_shadow(ranking)
+                return
         except Exception as error:  # noqa: BLE001  whatever it is, the answer was given
             log.warning("no shadow of %s: %s", given.request_id, type(error).__name__)
-            ranking = None
-        if ranking is None:
-            self._metrics.count_lost_shadow()
-            return
-        self._metrics.count_shadow(ranking)
-        shadow_id = f"{given.request_id}-shadow"
-        shadow = impression_of(ranking, shadow_id, given.user_id, given.asked_s)
-        await self._store(replace(shadow, shadow_of=given.request_id))
+        self._metrics.count_lost_shadow()
 
 
 def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:

@@ -13,7 +13,7 @@ from ray import serve
 from sqlalchemy.exc import SQLAlchemyError
 
 from engine.config import ServingConfig
-from engine.errors import EngineError, RequestError
+from engine.errors import EngineError, RequestError, UnknownItemError
 from engine.recommender.catalogue import CatalogueFacts, catalogue_facts
 from engine.recommender.feed import Feed
 from engine.recommender.feedback import read_feedback
@@ -111,8 +111,15 @@ class Retriever:
         release = self.releases.find(release_id, query.user_id)
         if isinstance(release, Unavailable):
             return release
-        found = await asyncio.to_thread(self._find, release, query)
-        return replace(found, shadow_id=self.releases.held.shadow_of(query.user_id))
+        live = self.releases.held.live
+        try:
+            found = await asyncio.to_thread(self._find, release, query)
+        except UnknownItemError:
+            if release_id is not None or live is None or release is live:
+                raise
+            found = await asyncio.to_thread(self._find, live, query)    # the challenger is older
+        shadow_id = self.releases.held.shadow_of(query.user_id)
+        return replace(found, shadow_id=None if shadow_id == found.release_id else shadow_id)
 
     def _find(self, release: LoadedRelease, query: Query) -> Found:
         current = self.feed.current(release)
@@ -142,7 +149,7 @@ class Retriever:
 
     async def user_events(self, user_id: str, limit: int) -> list[ShownEvent] | Unavailable:
         """Return a user's newest events, newest first."""
-        release = await self._current()
+        release = await self._current(user_id)
         if isinstance(release, Unavailable):
             return release
         return await asyncio.to_thread(user_events, release, self.database, user_id, limit)
@@ -185,10 +192,13 @@ class Retriever:
 
     async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
         """Store events; each is on disk (or refused) when this returns."""
-        release = await self._current()
-        if isinstance(release, Unavailable):
-            return release
-        read = [read_event(release, event) for event in events]
+        by_user: dict[str, LoadedRelease] = {}
+        for user_id in {event.user_id for event in events}:
+            release = await self._current(user_id)
+            if isinstance(release, Unavailable):
+                return release
+            by_user[user_id] = release
+        read = [read_event(by_user[event.user_id], event) for event in events]
         good = [event for event in read if isinstance(event, Event)]
         statuses = iter(await self._events.ask(good) if good else [])
         return [next(statuses) if isinstance(each, Event) else each for each in read]
@@ -199,9 +209,9 @@ class Retriever:
         statuses = iter(await asyncio.to_thread(append, self.database, together))
         return [list(islice(statuses, len(group))) for group in groups]
 
-    async def _current(self) -> LoadedRelease | Unavailable:
-        """Return the live release over today's catalogue."""
-        release = self.releases.find(None)
+    async def _current(self, user_id: str | None = None) -> LoadedRelease | Unavailable:
+        """Return the release that answers a user (None: a guest) over today's catalogue."""
+        release = self.releases.find(None, user_id)
         if isinstance(release, Unavailable):
             return release
         return await asyncio.to_thread(self.feed.current, release)

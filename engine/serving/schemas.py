@@ -331,7 +331,7 @@ class RefusalAnswer(Answer):
 
 
 class ExperimentAnswer(Answer):
-    """A release on trial, and whom it answers."""
+    """A challenger of the live release, and whom it answers."""
 
     release_id: str
     share: float

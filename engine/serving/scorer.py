@@ -1,7 +1,8 @@
 """CRM, gates and language model with its bank: the second half of an answer.
 
 Requests that wait while others are ranked share the next forward pass: different users, each under
-its own mix.
+its own mix. Those of another release have a pass of their own, so a challenger takes time from the
+live release's passes, but no place in them.
 """
 
 import asyncio
@@ -49,17 +50,13 @@ class Scorer:
         self.releases = ReleaseHolder(load, prepare=self.feed.current)
         self._embedding = Groups(self._embed_together, MAX_WAITING)
         self._late = Periodic(LATE_S, self.embed_late)
+        self._config = config
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
-        metrics, pace = BatchMetrics(self._cache), Pace()
-        self._gauges = shown(ReleaseMetrics(self.releases).show, metrics.show)
-
-        async def rank_batch(jobs: list[Job]) -> list[Ranking | Exception]:
-            """Rank a batch off the event loop; there is one batch at a time."""
-            rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
-            metrics.count_batch(len(jobs))
-            return rankings
-
-        self._groups = Groups(rank_batch, config.max_batch_size, wait_s=config.batch_wait_s)
+        self._metrics = BatchMetrics(self._cache)
+        self._gauges = shown(ReleaseMetrics(self.releases).show, self._metrics.show)
+        self._groups: dict[str, Groups[Job, Ranking | Exception]] = {}
+        """By release."""
+        self._one_batch = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
@@ -82,21 +79,41 @@ class Scorer:
             return release
         if task.revision > 0:
             release = await asyncio.to_thread(self.feed.current, release, task.revision)
-        ranking = await self._groups.ask((release, task))
+        ranking = await self._group(release_id).ask((release, task))
         if isinstance(ranking, Exception):
             raise ranking
         return ranking
+
+    def _group(self, release_id: str) -> Groups[Job, Ranking | Exception]:
+        """Return where the requests of a release wait; those of releases that went are dropped."""
+        if release_id not in self._groups:
+            pace = Pace()
+
+            async def rank_batch(jobs: list[Job]) -> list[Ranking | Exception]:
+                """Rank a batch off the event loop; there is one batch at a time."""
+                async with self._one_batch:
+                    rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
+                self._metrics.count_batch(len(jobs))
+                return rankings
+
+            held = {key: each for key, each in self._groups.items()
+                    if self.releases.held.get(key) is not None}
+            self._groups = held | {release_id: Groups(
+                rank_batch, self._config.max_batch_size, wait_s=self._config.batch_wait_s
+            )}
+        return self._groups[release_id]
 
     async def embed(self) -> bool:
         """Read the texts of the newest items; tell whether all that were sent are read."""
         return (await self._embedding.ask(None)).is_all
 
     async def _embed_together(self, callers: list[None]) -> list[Embedded]:
-        release = self.releases.find(None)
-        if isinstance(release, Unavailable):
-            return [Embedded(0, is_all=False)] * len(callers)
-        embedded = await asyncio.to_thread(self._embedder.embed, release)
-        return [embedded] * len(callers)
+        found = [
+            await asyncio.to_thread(self._embedder.embed, release)
+            for release in self.releases.held.answering()
+        ]
+        is_all = bool(found) and all(each.is_all for each in found)
+        return [Embedded(sum(each.items for each in found), is_all)] * len(callers)
 
     async def embed_late(self) -> None:
         """Read what nobody waits for any more, as long as that gets on."""

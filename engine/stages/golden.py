@@ -18,7 +18,7 @@ from engine.models.base import worker_dtype
 from engine.recommender.golden import FILE, GOLDEN, make_golden
 from engine.recommender.loading import load_release
 from engine.releases.registry import Registry
-from engine.stages.partitions import map_with_actors, takes_gpu
+from engine.stages.partitions import map_with_actors
 
 DRAFT = "draft"
 
@@ -28,23 +28,24 @@ def ask_golden(
     facts: Mapping[str, Any],
 ) -> Artifact:
     """Return the artifact "golden" of the release that these files and facts make."""
-    use_gpu = takes_gpu(config.base_model.device)
-    settings = {"dtype": worker_dtype(config.base_model, use_gpu=use_gpu)}
-    write = partial(_write, config=config, files=files, facts=facts, use_gpu=use_gpu)
+    settings = {"dtype": worker_dtype(config.base_model, use_gpu=config.adapters.use_gpu)}
+    write = partial(_write, config=config, files=files, facts=facts)
     return artifacts.make(run, "golden", settings, parts, write)
 
 
 def _write(
-    uri: str, *, config: EngineConfig, files: Mapping[str, str], facts: Mapping[str, Any],
-    use_gpu: bool,
+    uri: str, *, config: EngineConfig, files: Mapping[str, str], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     root = storage.join(uri, DRAFT)
-    Registry(root).publish(DRAFT, files, facts)
-    [requests] = map_with_actors(
-        _Answerer, (root, config), [{"end_s": facts["data_window"]["end_s"]}],
-        num_actors=1, num_cpus=1, use_gpu=use_gpu,
-    )
-    storage.delete_folder(root)
+    try:
+        Registry(root).publish(DRAFT, files, facts)
+        [requests] = map_with_actors(
+            _Answerer, (root, config), [{"end_s": facts["data_window"]["end_s"]}],
+            num_actors=1, num_cpus=config.adapters.threads_per_worker,
+            use_gpu=config.adapters.use_gpu,
+        )
+    finally:
+        storage.delete_folder(root)
     storage.write_json(storage.join(uri, FILE), requests)
     return {"requests": len(requests)}
 

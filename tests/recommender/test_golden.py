@@ -12,6 +12,7 @@ from engine import storage
 from engine.data.profiles import Profiles
 from engine.data.schema import users_schema
 from engine.errors import ReleaseError, ReleaseFormatError
+from engine.models.fusion import Fusion
 from engine.models.readout import Readout
 from engine.recommender import golden as module
 from engine.recommender.golden import GOLDEN, GoldenRequest, make_golden
@@ -53,7 +54,7 @@ def test_a_release_that_answers_as_it_did_is_loaded_by_both_halves(
 ) -> None:
     how: Any = {"gate": gate, "scope": scope, "seed": 4}
     requests = asked(own_world, f"plain-{gate}-{scope}", **how)
-    assert [len(request.items) for request in requests] == [1, 12, 60]
+    assert [len(request.items) for request in requests] == [1, 12, 35]      # of 40 items
     assert all(request.llm is not None and len(request.llm) == 5 for request in requests)
     own_world.publish(f"golden-{gate}-{scope}", golden=as_json(requests), **how)
     for with_llm in (True, False):
@@ -69,7 +70,7 @@ def test_histories_are_of_popular_items_and_name_nobody(own_world: TinyWorld) ->
                                      release.catalogue.index_of(item)))
     for request in requests:
         assert list(request.candidates) == order[:5]
-        assert list(request.items[:5]) == order[5 : 5 + len(request.items)][:5]
+        assert list(request.items) == order[5 : 5 + len(request.items)]
         assert set(request.labels) <= {0, 1}
         assert list(request.timestamps_s) == sorted(request.timestamps_s)
         assert request.timestamps_s[-1] < END_S
@@ -124,6 +125,25 @@ def test_a_language_model_that_answers_otherwise_is_refused_by_its_half_alone(
         load(own_world, "llm-golden", with_llm=False)
         with pytest.raises(ReleaseError, match=r"golden request 0.*llm logits are"):
             load(own_world, "llm-golden")
+
+
+def test_a_fusion_that_answers_otherwise_is_refused(
+    own_world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = asked(own_world, "fusion-plain", seed=3)
+    own_world.publish("fusion-golden", seed=3, golden=as_json(requests))
+    weights = load(own_world, "fusion-golden").fusion
+    combine = Fusion.combine
+    for off, is_refused in ((0.1, False), (0.13, True)):       # 0.7 * 0.02 + 0.4 * 0.25 + 0.001
+        assert (weights.crm_weight, weights.llm_weight) == (0.7, 0.4)
+        monkeypatch.setattr(
+            Fusion, "combine", lambda self, crm, llm, off=off: combine(self, crm, llm) + off
+        )
+        if is_refused:
+            with pytest.raises(ReleaseError, match="score logits are"):
+                load(own_world, "fusion-golden")
+        else:
+            load(own_world, "fusion-golden")
 
 
 def test_an_answer_without_the_language_model_that_had_one_is_refused(

@@ -1,4 +1,4 @@
-"""A release on trial under a running application."""
+"""A challenger under a running application."""
 
 import time
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ def _r1_alone(service: Service) -> Iterator[None]:
         assert service.promote("r1") == 0
     yield
     assert experiment.main(["stop", *service.options]) == 0
+    if service.live_id != "r1":
+        assert service.promote("r1") == 0
 
 
 def items_by_release(service: Service, user_id: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Replicas:
         self.delay_s = 1.1
         self.held = {"r", "s"}
         self.asked: list[Query] = []
+        self.problem: Any = None
+        """What a shadow runs into."""
         self.find, self.delete, self.record = (
             Mock(remote=each) for each in (self._find, self._delete, self._record)
         )
@@ -47,6 +49,8 @@ class Replicas:
     async def _find(self, query: Query, release_id: str | None) -> Found | Unavailable:
         self.asked.append(query)
         await asyncio.sleep(self.delay_s)
+        if release_id is not None and self.problem is not None:
+            await self.problem()
         release_id = release_id or "r"
         if release_id not in self.held:
             return Unavailable(release_id, "r")
@@ -123,11 +127,15 @@ def test_answers_that_cannot_be_stored_are_given_and_counted(
     assert "ann" not in caplog.text
 
 
-def ask_all(ingress: Any, *requests: RecommendRequest) -> list[RecommendAnswer]:
+def ask_all(
+    ingress: Any, *requests: RecommendRequest, is_closed: bool = False
+) -> list[RecommendAnswer]:
     """Return the answers to requests that come together, and wait for what is stored of them."""
     async def ask() -> list[RecommendAnswer]:
         ingress.retriever.delay_s = 0.01
         answers = await asyncio.gather(*map(ingress.recommend, requests))
+        while not is_closed and ingress.records._shadows:
+            await asyncio.sleep(0.01)
         await ingress.close()
         return list(answers)
 
@@ -146,6 +154,7 @@ def test_a_shadow_is_kept_and_not_given(ingress: Any) -> None:
     assert (first.k, first.user_id) == (second.k, second.user_id)
     assert (first.with_explanation, second.with_explanation) == (True, False)
     assert second.answer_by_s < time.time() + 11         # nobody waits for it without an end
+    assert (first.is_prefix_kept, second.is_prefix_kept) == (True, False)
     ingress.metrics.count_shadow.assert_called_once()
 
 
@@ -166,6 +175,43 @@ def test_a_shadow_that_cannot_be_had_is_counted(
     ask_all(ingress, RecommendRequest(user_id="ann"))
     assert [each.release_id for each in ingress.retriever.recorded] == ["r"]
     assert ingress.metrics.count_lost_shadow.call_count == 1
+
+
+def test_a_shadow_has_the_time_of_its_request(ingress: Any) -> None:
+    ingress.retriever.shadow_id = "s"
+    before_s = time.time()
+    ask_all(ingress, RecommendRequest(user_id="ann", deadline_ms=300))
+    given, shadow = ingress.retriever.asked
+    assert given.answer_by_s == pytest.approx(before_s + 0.3, abs=0.2)
+    assert shadow.answer_by_s > given.answer_by_s       # it began later
+    assert shadow.answer_by_s <= time.time() + 0.3
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("problem", ["fails", "hangs"])
+def test_what_happens_to_a_shadow_hurts_nobody(
+    ingress: Any, caplog: pytest.LogCaptureFixture, problem: str, is_closed: bool
+) -> None:
+    async def fail() -> None:
+        raise FloatingPointError("not a number")
+
+    async def hang() -> None:
+        await asyncio.sleep(600)
+
+    ingress.retriever.shadow_id = "s"
+    ingress.retriever.problem = {"fails": fail, "hangs": hang}[problem]
+    begin_s = time.monotonic()
+    [answer] = ask_all(
+        ingress, RecommendRequest(user_id="ann", deadline_ms=500), is_closed=is_closed
+    )
+    assert answer.release_id == "r"
+    assert [each.release_id for each in ingress.retriever.recorded] == ["r"]
+    assert time.monotonic() - begin_s < 60
+    if not is_closed:
+        assert ingress.metrics.count_lost_shadow.call_count == 1
+        assert "no shadow of" in caplog.text
+    ingress.metrics.count_shadow.assert_not_called()
+    ingress.metrics.count_lost_impression.assert_not_called()
 
 
 def test_shadows_do_not_pile_up(ingress: Any) -> None:

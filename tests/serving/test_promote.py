@@ -262,11 +262,11 @@ def test_waiting_ends_at_the_end_of_its_time(
         promote.wait_for(url, "b", 2, timeout_s=0.1)
 
 
-def test_a_release_on_trial_that_is_refused_hinders_no_promotion(
+def test_a_challenger_that_is_refused_hinders_no_promotion(
     endpoint: tuple[str, list[dict[str, Any]]],
 ) -> None:
     url, states = endpoint
-    [replica] = state(("a", 2, "ChecksumError: bank differs"))["scorer"]      # of b, on trial
+    [replica] = state(("a", 2, "ChecksumError: bank differs"))["scorer"]      # of b, a challenger
     states.append({"retriever": [], "scorer": [replica]})
     promote.wait_for(url, "a", 2, timeout_s=30)
     with pytest.raises(ReleaseError, match="bank differs"):

@@ -1,6 +1,7 @@
 """ReleaseHolder without Ray: what a replica holds."""
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,7 +231,7 @@ def answering(holder: ReleaseHolder, user_id: str | None) -> str:
     return found.release_id
 
 
-def test_a_release_on_trial_answers_its_users_and_nobody_else(fake: FakeRegistry) -> None:
+def test_a_challenger_answers_its_users_and_nobody_else(fake: FakeRegistry) -> None:
     half = Experiment("t", 0.5, False, 5)
     users = [str(number) for number in range(40)]
 
@@ -238,6 +239,7 @@ def test_a_release_on_trial_answers_its_users_and_nobody_else(fake: FakeRegistry
         fake.go_live("a", None, half)
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
+        await settle(holder)
         assert holder.state().experiment == half
         found = {user: answering(holder, user) for user in users}
         assert found == {user: "t" if half.includes(user) else "a" for user in users}
@@ -261,6 +263,7 @@ def test_a_shadow_answers_nobody(fake: FakeRegistry) -> None:
         fake.go_live("a", None, SHADOW)
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
+        await settle(holder)
         assert answering(holder, "ann") == "a"
         assert holder.held.shadow_of("ann") == "t"
         assert holder.held.shadow_of(None) is None
@@ -269,7 +272,7 @@ def test_a_shadow_answers_nobody(fake: FakeRegistry) -> None:
     asyncio.run(run())
 
 
-def test_a_release_on_trial_that_cannot_be_had_leaves_its_users_to_the_live_one(
+def test_a_challenger_that_cannot_be_had_leaves_its_users_to_the_live_one(
     fake: FakeRegistry,
 ) -> None:
     async def run() -> None:
@@ -277,6 +280,7 @@ def test_a_release_on_trial_that_cannot_be_had_leaves_its_users_to_the_live_one(
         fake.go_live("a", None, EVERYBODY)
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
+        await settle(holder)
         state = holder.state()
         assert (state.release_id, state.experiment, state.change) == ("a", None, 1)
         assert state.refusal is not None
@@ -298,13 +302,14 @@ def test_a_release_on_trial_that_cannot_be_had_leaves_its_users_to_the_live_one(
     asyncio.run(run())
 
 
-def test_the_refusal_of_the_live_release_is_told_before_that_of_the_one_on_trial(
+def test_the_refusal_of_the_live_release_is_told_before_that_of_the_challenger(
     fake: FakeRegistry,
 ) -> None:
     async def run() -> None:
         fake.go_live("a")
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
+        await settle(holder)
         fake.broken |= {"b", "t"}
         fake.go_live("b", "a", EVERYBODY)
         await holder.reconfigure(fake.config(2))
@@ -317,13 +322,14 @@ def test_the_refusal_of_the_live_release_is_told_before_that_of_the_one_on_trial
     asyncio.run(run())
 
 
-def test_a_release_on_trial_is_promoted_and_rolled_back_without_loading(
+def test_a_challenger_is_promoted_and_rolled_back_without_loading(
     fake: FakeRegistry,
 ) -> None:
     async def run() -> None:
         fake.go_live("a", None, EVERYBODY)
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
+        await settle(holder)
         for change, (live, previous) in enumerate([("t", "a"), ("a", "t")], start=2):
             fake.go_live(live, previous)
             await holder.reconfigure(fake.config(change))
@@ -344,6 +350,7 @@ def test_an_experiment_goes_on_beside_a_new_live_release(fake: FakeRegistry) -> 
         fake.go_live("a", None, EVERYBODY)
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
+        await settle(holder)
         fake.go_live("b", "a", EVERYBODY)
         await holder.reconfigure(fake.config(2))
         await settle(holder)
@@ -368,11 +375,76 @@ def test_a_replica_that_hears_of_an_experiment_by_a_request_follows_it(
         fake.go_live("a")
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
+        await settle(holder)
         fake.go_live("a", None, EVERYBODY)      # the change has not come here yet
         assert holder.find("t") == Unavailable("t", "a")
         await settle(holder)
         assert answering(holder, "ann") == "t"
         assert fake.loaded == ["a", "t"]
+
+    asyncio.run(run())
+
+
+def test_a_replica_is_ready_before_its_challenger_is_loaded(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.go_live("a", None, EVERYBODY)
+        may_load = threading.Event()
+
+        def load(registry: Registry, release_id: str) -> Any:
+            if release_id == "t":
+                assert may_load.wait(30)
+            return fake.load(registry, release_id)
+
+        holder = ReleaseHolder(load)
+        await holder.reconfigure(fake.config(1))
+        assert answering(holder, "ann") == "a"
+        assert holder.state().experiment is None
+        may_load.set()
+        await settle(holder)
+        assert answering(holder, "ann") == "t"
+        assert holder.state().change == 1
+
+    asyncio.run(run())
+
+
+def test_a_late_request_does_not_call_a_challenger_back(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        holder = ReleaseHolder(fake.load)
+        for change, (live, previous, experiment) in enumerate([
+            ("p", None, None), ("a", "p", None), ("a", "p", SHADOW), ("a", "p", None),
+        ]):
+            fake.go_live(live, previous, experiment)
+            await holder.reconfigure(fake.config(change))
+            await settle(holder)
+        assert holder.find("t") == Unavailable("t", "a")        # it was on its way
+        await settle(holder)
+        assert holder.state().previous_id == "p"                # a rollback loads nothing
+        assert fake.loaded == ["p", "a", "t"]
+        fake.go_live("a", "p", SHADOW)
+        await holder.reconfigure(fake.config(9))
+        await settle(holder)
+        assert holder.held.shadow_of("ann") == "t"
+
+    asyncio.run(run())
+
+
+def test_a_refusal_stays_until_it_is_over(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.broken.add("t")
+        fake.go_live("a", "p", EVERYBODY)
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        await settle(holder)
+        assert isinstance(holder.find("p"), Unavailable)        # the other half holds it
+        await settle(holder)
+        assert not isinstance(holder.find("p"), Unavailable)
+        refusal = holder.state().refusal
+        assert refusal is not None
+        assert refusal.release_id == "t"
+        fake.broken.clear()
+        await holder.reconfigure(fake.config(2))
+        await settle(holder)
+        assert (holder.state().refusal, answering(holder, "ann")) == (None, "t")
 
     asyncio.run(run())
 
