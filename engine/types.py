@@ -193,6 +193,8 @@ class AnswerList:
     mode: AnswerMode
     item_ids: Sequence[str]
     """Best first."""
+    is_shadow: bool = False
+    """Whether another answer was given in its place, so that nobody saw it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from engine.metrics.ranking import Queries
 from engine.types import AnsweredRequest, AnswerList, AnswerMode, FloatArray, Outcome
 
 LISTS = ("ndcg@10", "recall@10", "mrr")
-SUMS = ("answers", "liked", "disliked", "hits", "followed", *LISTS, *AnswerMode)
+SUMS = ("answers", "shadows", "liked", "disliked", "hits", "followed", *LISTS, *AnswerMode)
 """Sums over a user's answers; followed: those that at least one liked event followed."""
 RATIOS: Mapping[str, tuple[str, str]] = {
     "liked": ("liked", "answers"), "disliked": ("disliked", "answers"), "hit": ("hits", "answers"),
@@ -107,8 +107,9 @@ def compare(sums: AnswerSums, *, num_draws: int, seed: int) -> dict[str, Any]:
     releases = [
         {
             "release_id": release_id, "num_answers": sums.total(release, "answers"),
-            "num_users": sums.num_users(release), "num_followed": sums.total(release, "followed"),
-            "num_orphans": sums.orphans[release], "metrics": _to_json(measured[release]),
+            "num_users": sums.num_users(release), "num_shadows": sums.total(release, "shadows"),
+            "num_orphans": sums.orphans[release],
+            "num_followed": sums.total(release, "followed"), "metrics": _to_json(measured[release]),
         }
         for release, release_id in enumerate(sums.release_ids)
     ]
@@ -132,7 +133,7 @@ def _sums_of(answer: AnswerList, outcome: Outcome) -> FloatArray:
     liked = set(outcome.liked)
     places = [item in liked for item in answer.item_ids]
     return np.array([
-        1, len(outcome.liked), outcome.num_disliked, any(places), bool(liked),
+        1, answer.is_shadow, len(outcome.liked), outcome.num_disliked, any(places), bool(liked),
         *_list_metrics(places, len(liked)), *(answer.mode == mode for mode in AnswerMode),
     ], np.float64)
 

@@ -202,7 +202,8 @@ def _answers(
     )
     for row in _stream(connection, statement):
         answer = None if row.items is None else AnswerList(
-            row.release_id, AnswerMode(row.mode), [item[0] for item in row.items]
+            row.release_id, AnswerMode(row.mode), [item[0] for item in row.items],
+            is_shadow=row.shadow_of is not None,
         )
         yield _Answer(row.user_id, row.request_id, row.asked_s, row.shadow_of, answer)
 

@@ -42,7 +42,9 @@ def request(
     outcome: Outcome | None, *release_ids: str, user_id: str = "ann",
     items: Sequence[str] = ("m1", "m2"),
 ) -> AnsweredRequest:
-    answers = [AnswerList(each, AnswerMode.CRM, list(items)) for each in release_ids or ("a",)]
+    """Return a request; a release with a star answered in the shadow."""
+    answers = [AnswerList(each[0], AnswerMode.CRM, list(items), each.endswith("*"))
+               for each in release_ids or ("a",)]
     return AnsweredRequest(user_id, answers, outcome)
 
 
@@ -101,8 +103,8 @@ def test_a_shadow_shares_the_outcome_of_the_answer_beside_it(database: Engine) -
     events = [event("e1", 1005), event("e2", 1015, "m2"),
               event("e3", 1016, "m1", 1, "s1")]         # nobody saw it
     assert read(database, impressions, events) == [
-        request(NOTHING, "b"), request(Outcome(["m2"], 0), "b"),
-        request(Outcome(["m1"], 0), "a", "b"),
+        request(NOTHING, "b"), request(Outcome(["m2"], 0), "b*"),
+        request(Outcome(["m1"], 0), "a", "b*"),
     ]
 
 
@@ -115,7 +117,7 @@ def test_a_shadow_without_the_answer_given_has_no_outcome(database: Engine) -> N
         impression("s5", 1000, "c", shadow_of="forgotten"),     # not asked for
     ]
     found = read(database, impressions, [event("e1", 1001)])
-    assert found == [*[request(None, "b")] * 3, request(NOTHING, user_id="bob")]
+    assert found == [*[request(None, "b*")] * 3, request(NOTHING, user_id="bob")]
 
 
 def test_of_one_second_the_greatest_request_id_is_the_last(database: Engine) -> None:
@@ -214,7 +216,8 @@ def expected(
 
 
 def listed(one: Impression) -> AnswerList:
-    return AnswerList(one.release_id, AnswerMode(one.mode), [item.item_id for item in one.items])
+    items = [item.item_id for item in one.items]
+    return AnswerList(one.release_id, AnswerMode(one.mode), items, one.shadow_of is not None)
 
 
 def comparable(requests: Sequence[AnsweredRequest]) -> list[str]:
