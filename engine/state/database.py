@@ -23,6 +23,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
     JSON,
+    URL,
     BigInteger,
     Boolean,
     Column,
@@ -39,11 +40,12 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    inspect,
     make_url,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql.dml import Insert
 
 from engine.errors import ConfigError
@@ -143,9 +145,28 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def open_existing(url: str, table: Table) -> Engine:
+    """Open as `open_database` does, but make no database where none has this table yet.
+
+    Raises ConfigError if there is none.
+    """
+    engine = connect(url) if database_exists(url) else None
+    try:
+        if engine is None or not inspect(engine).has_table(table.name):
+            shown = make_url(url).render_as_string()
+            raise ConfigError(f"database {shown!r} has no {table.name}: no service has run on it")
+    finally:
+        if engine is not None:
+            engine.dispose()
+    return open_database(url)
+
+
 def database_exists(url: str) -> bool:
-    """Tell whether a SQLite file is there; a server is asked when it is opened."""
-    parsed = make_url(url)
+    """Tell whether a SQLite file is there; a server is asked when it is opened.
+
+    Raises ConfigError if the URL is none.
+    """
+    parsed = _parse(url)
     is_file = parsed.get_backend_name() == "sqlite"
     return not is_file or Path(str(parsed.database)).expanduser().is_file()
 
@@ -156,6 +177,15 @@ def writing(engine: Engine) -> Engine:
     A transaction that reads first and writes later could otherwise fail when another one commits.
     """
     return engine.execution_options(write=True)
+
+
+def snapshot(engine: Engine) -> Engine:
+    """Return the engine for transactions whose statements all see one state of the database.
+
+    SQLite's always do. Nobody who writes waits for them.
+    """
+    is_sqlite = engine.dialect.name == "sqlite"
+    return engine if is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
 
 
 def upsert(
@@ -211,21 +241,18 @@ def _lock(connection: Connection, key: int, function: str = "pg_advisory_xact_lo
 
 def connect(url: str) -> Engine:
     """Connect, leaving the schema as it is. Raises as `open_database`."""
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "postgresql":
-            return create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True,
-                isolation_level="READ COMMITTED",   # who waited for a lock sees what was committed
-                hide_parameters=True,           # an error must not tell whose rows they were
-            )
-        if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-            raise ConfigError(
-                f"database {parsed.render_as_string()!r} is not supported; "
-                "use sqlite:///folder/file.db or postgresql://user@host/name"
-            )
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise ConfigError(f"database URL {url!r} is not valid: {error}") from error
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True,
+            isolation_level="READ COMMITTED",   # who waited for a lock sees what was committed
+            hide_parameters=True,           # an error must not tell whose rows they were
+        )
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise ConfigError(
+            f"database {parsed.render_as_string()!r} is not supported; "
+            "use sqlite:///folder/file.db or postgresql://user@host/name"
+        )
     file = Path(str(parsed.database)).expanduser().resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
@@ -235,6 +262,13 @@ def connect(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:        # ValueError: the port is no number
+        raise ConfigError(f"database URL {url!r} is not valid: {error}") from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

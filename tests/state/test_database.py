@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from engine.errors import ConfigError
-from engine.state.database import METADATA, open_database
+from engine.state.database import EVENTS, METADATA, open_database, open_existing
 from engine.state.events import Event, append
 from engine.state.histories import count_events
 
@@ -47,7 +48,9 @@ def test_sqlite_writes_ahead_and_syncs_every_commit(tmp_path: Path) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://h/db", "nonsense"])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://h/db", "nonsense",
+                                 "postgresql://h:port/db"])
 def test_an_unsupported_url_is_refused_by_name(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"sqlite|mysql|nonsense"):
-        open_database(url)
+    for open_it in (open_database, partial(open_existing, table=EVENTS)):
+        with pytest.raises(ConfigError, match=r"sqlite|mysql|nonsense|h:port"):
+            open_it(url)
