@@ -57,6 +57,13 @@ async def settle(holder: ReleaseHolder) -> None:
         await holder._background
 
 
+async def follow(fake: FakeRegistry, holder: ReleaseHolder, change: int, *live: Any) -> None:
+    """Let a holder follow a change of what is live: release, the one before it, experiment."""
+    fake.go_live(*live)
+    await holder.reconfigure(fake.config(change))
+    await settle(holder)
+
+
 def live_id(holder: ReleaseHolder) -> str | None:
     return holder.state().release_id
 
@@ -92,9 +99,7 @@ def test_a_rollback_needs_no_loading(fake: FakeRegistry) -> None:
     async def run() -> None:
         holder = ReleaseHolder(fake.load)
         for change, (live, previous) in enumerate([("a", None), ("b", "a"), ("a", "b")]):
-            fake.go_live(live, previous)
-            await holder.reconfigure(fake.config(change))
-            await settle(holder)
+            await follow(fake, holder, change, live, previous)
         assert (live_id(holder), holder.state().previous_id) == ("a", "b")
         assert fake.loaded == ["a", "b"]
 
@@ -107,9 +112,7 @@ def test_what_does_not_verify_is_refused_once_and_the_old_one_stays(fake: FakeRe
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
         fake.broken.add("b")
-        fake.go_live("b", "a")
-        await holder.reconfigure(fake.config(2))
-        await settle(holder)
+        await follow(fake, holder, 2, "b", "a")
         state = holder.state()
         assert (state.release_id, state.change) == ("a", 2)
         assert state.refusal is not None
@@ -212,9 +215,7 @@ def test_never_more_than_two_releases_are_held(fake: FakeRegistry) -> None:
 
         previous = None
         for change, name in enumerate("abcd"):
-            fake.go_live(name, previous)
-            await holder.reconfigure(fake.config(change))
-            await settle(holder)
+            await follow(fake, holder, change, name, previous)
             previous = name
 
     asyncio.run(run())
@@ -236,10 +237,8 @@ def test_a_challenger_answers_its_users_and_nobody_else(fake: FakeRegistry) -> N
     users = [str(number) for number in range(40)]
 
     async def run() -> None:
-        fake.go_live("a", None, half)
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
+        await follow(fake, holder, 1, "a", None, half)
         assert holder.state().experiment == half
         found = {user: answering(holder, user) for user in users}
         assert found == {user: "t" if half.includes(user) else "a" for user in users}
@@ -248,9 +247,7 @@ def test_a_challenger_answers_its_users_and_nobody_else(fake: FakeRegistry) -> N
         assert not isinstance(holder.find("a", users[0]), Unavailable)   # by name: both for all
         assert not isinstance(holder.find("t", None), Unavailable)
         assert [holder.held.shadow_of(user) for user in users] == [None] * 40
-        fake.go_live("a")
-        await holder.reconfigure(fake.config(2))
-        await settle(holder)
+        await follow(fake, holder, 2, "a")
         assert holder.state().experiment is None
         assert {answering(holder, user) for user in users} == {"a"}
         assert fake.loaded == ["a", "t"]
@@ -260,10 +257,8 @@ def test_a_challenger_answers_its_users_and_nobody_else(fake: FakeRegistry) -> N
 
 def test_a_shadow_answers_nobody(fake: FakeRegistry) -> None:
     async def run() -> None:
-        fake.go_live("a", None, SHADOW)
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
+        await follow(fake, holder, 1, "a", None, SHADOW)
         assert answering(holder, "ann") == "a"
         assert holder.held.shadow_of("ann") == "t"
         assert holder.held.shadow_of(None) is None
@@ -277,10 +272,8 @@ def test_a_challenger_that_cannot_be_had_leaves_its_users_to_the_live_one(
 ) -> None:
     async def run() -> None:
         fake.broken.add("t")
-        fake.go_live("a", None, EVERYBODY)
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
+        await follow(fake, holder, 1, "a", None, EVERYBODY)
         state = holder.state()
         assert (state.release_id, state.experiment, state.change) == ("a", None, 1)
         assert state.refusal is not None
@@ -290,13 +283,9 @@ def test_a_challenger_that_cannot_be_had_leaves_its_users_to_the_live_one(
             assert holder.find("t") == Unavailable("t", "a")
             await settle(holder)
         assert fake.loaded == ["a", "t"]
-        fake.go_live("b", "a", EVERYBODY)       # what is refused hinders no promotion
-        await holder.reconfigure(fake.config(2))
-        await settle(holder)
+        await follow(fake, holder, 2, "b", "a", EVERYBODY)       # what is refused hinders no promotion
         assert holder.state().release_id == "b"
-        fake.go_live("b", "a")
-        await holder.reconfigure(fake.config(3))
-        await settle(holder)
+        await follow(fake, holder, 3, "b", "a")
         assert holder.state().refusal is None
 
     asyncio.run(run())
@@ -306,14 +295,10 @@ def test_the_refusal_of_the_live_release_is_told_before_that_of_the_challenger(
     fake: FakeRegistry,
 ) -> None:
     async def run() -> None:
-        fake.go_live("a")
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
+        await follow(fake, holder, 1, "a")
         fake.broken |= {"b", "t"}
-        fake.go_live("b", "a", EVERYBODY)
-        await holder.reconfigure(fake.config(2))
-        await settle(holder)
+        await follow(fake, holder, 2, "b", "a", EVERYBODY)
         refusal = holder.state().refusal
         assert refusal is not None
         assert refusal.release_id == "b"
@@ -326,19 +311,13 @@ def test_a_challenger_is_promoted_and_rolled_back_without_loading(
     fake: FakeRegistry,
 ) -> None:
     async def run() -> None:
-        fake.go_live("a", None, EVERYBODY)
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
+        await follow(fake, holder, 1, "a", None, EVERYBODY)
         for change, (live, previous) in enumerate([("t", "a"), ("a", "t")], start=2):
-            fake.go_live(live, previous)
-            await holder.reconfigure(fake.config(change))
-            await settle(holder)
+            await follow(fake, holder, change, live, previous)
             state = holder.state()
             assert (state.release_id, state.previous_id, state.experiment) == (live, previous, None)
-        fake.go_live("a", "t", EVERYBODY)       # against what was live
-        await holder.reconfigure(fake.config(4))
-        await settle(holder)
+        await follow(fake, holder, 4, "a", "t", EVERYBODY)       # against what was live
         assert answering(holder, "ann") == "t"
         assert fake.loaded == ["a", "t"]
 
@@ -347,20 +326,14 @@ def test_a_challenger_is_promoted_and_rolled_back_without_loading(
 
 def test_an_experiment_goes_on_beside_a_new_live_release(fake: FakeRegistry) -> None:
     async def run() -> None:
-        fake.go_live("a", None, EVERYBODY)
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
-        fake.go_live("b", "a", EVERYBODY)
-        await holder.reconfigure(fake.config(2))
-        await settle(holder)
+        await follow(fake, holder, 1, "a", None, EVERYBODY)
+        await follow(fake, holder, 2, "b", "a", EVERYBODY)
         state = holder.state()
         assert (state.release_id, state.previous_id) == ("b", "a")
         assert (answering(holder, "ann"), answering(holder, None)) == ("t", "b")
         other = Experiment("u", 1.0, False, 6)
-        fake.go_live("b", "a", other)
-        await holder.reconfigure(fake.config(3))
-        await settle(holder)
+        await follow(fake, holder, 3, "b", "a", other)
         assert answering(holder, "ann") == "u"
         assert isinstance(holder.find("t"), Unavailable)        # at most three are held
         assert fake.loaded == ["a", "t", "b", "u"]
@@ -372,10 +345,8 @@ def test_a_replica_that_hears_of_an_experiment_by_a_request_follows_it(
     fake: FakeRegistry,
 ) -> None:
     async def run() -> None:
-        fake.go_live("a")
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
+        await follow(fake, holder, 1, "a")
         fake.go_live("a", None, EVERYBODY)      # the change has not come here yet
         assert holder.find("t") == Unavailable("t", "a")
         await settle(holder)
@@ -413,16 +384,12 @@ def test_a_late_request_does_not_call_a_challenger_back(fake: FakeRegistry) -> N
         for change, (live, previous, experiment) in enumerate([
             ("p", None, None), ("a", "p", None), ("a", "p", SHADOW), ("a", "p", None),
         ]):
-            fake.go_live(live, previous, experiment)
-            await holder.reconfigure(fake.config(change))
-            await settle(holder)
+            await follow(fake, holder, change, live, previous, experiment)
         assert holder.find("t") == Unavailable("t", "a")        # it was on its way
         await settle(holder)
         assert holder.state().previous_id == "p"                # a rollback loads nothing
         assert fake.loaded == ["p", "a", "t"]
-        fake.go_live("a", "p", SHADOW)
-        await holder.reconfigure(fake.config(9))
-        await settle(holder)
+        await follow(fake, holder, 9, "a", "p", SHADOW)
         assert holder.held.shadow_of("ann") == "t"
 
     asyncio.run(run())
@@ -431,10 +398,8 @@ def test_a_late_request_does_not_call_a_challenger_back(fake: FakeRegistry) -> N
 def test_a_refusal_stays_until_it_is_over(fake: FakeRegistry) -> None:
     async def run() -> None:
         fake.broken.add("t")
-        fake.go_live("a", "p", EVERYBODY)
         holder = ReleaseHolder(fake.load)
-        await holder.reconfigure(fake.config(1))
-        await settle(holder)
+        await follow(fake, holder, 1, "a", "p", EVERYBODY)
         assert isinstance(holder.find("p"), Unavailable)        # the other half holds it
         await settle(holder)
         assert not isinstance(holder.find("p"), Unavailable)
