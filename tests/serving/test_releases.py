@@ -283,7 +283,8 @@ def test_a_challenger_that_cannot_be_had_leaves_its_users_to_the_live_one(
             assert holder.find("t") == Unavailable("t", "a")
             await settle(holder)
         assert fake.loaded == ["a", "t"]
-        await follow(fake, holder, 2, "b", "a", EVERYBODY)       # what is refused hinders no promotion
+        # What is refused hinders no promotion.
+        await follow(fake, holder, 2, "b", "a", EVERYBODY)
         assert holder.state().release_id == "b"
         await follow(fake, holder, 3, "b", "a")
         assert holder.state().refusal is None
