@@ -7,7 +7,7 @@ from typing import Any
 from engine.config import EvaluationConfig, RunConfig
 from engine.errors import ConfigError, DataError
 from engine.metrics.answers import LISTS, OVERLAP, AnswerSums, compare, sum_answers
-from engine.state.database import IMPRESSIONS, open_existing
+from engine.state.database import open_existing
 from engine.state.outcomes import AnswerCount, AnswerPeriod, count_answers, read_requests
 from engine.types import AnswerMode
 from jobs.intervals import format_interval
@@ -32,7 +32,7 @@ def report_answers(
         )
     if len(set(release_ids)) < len(release_ids):
         raise ConfigError(f"--against: {release_ids[0]!r} is --release itself")
-    engine = open_existing(database_url, IMPRESSIONS)
+    engine = open_existing(database_url)
     try:
         counts = count_answers(engine, period)
         _check_counts(release_ids, counts)
@@ -82,7 +82,10 @@ def answer_lines(report: Mapping[str, Any]) -> list[str]:
         lines += _release_lines(release)
     difference, overlap = report["difference"], report["overlap"]
     if difference:
-        lines.append(f"{difference['first']} minus {difference['second']}, the same draws of users")
+        number = difference["num_requests"]
+        which = "all answers" if number is None else f"the {number:,} requests that both answered"
+        lines.append(f"{difference['first']} minus {difference['second']}, {which}, the same draws "
+                     "of users")
         lines += _metric_lines(difference["metrics"], "+")
     if overlap:
         lines.append(f"share of common items among the first ten "

@@ -54,7 +54,7 @@ def stop(options: argparse.Namespace) -> None:
     live = open_registry(options).stop_experiment()
     print(f"{live.release_id} answers all users")
     if options.address:
-        tell(options, live.release_id, lambda replica: replica["experiment"] is None,
+        tell(options, None, lambda replica: replica["experiment"] is None,
              hint="stop the experiment again")
         print("every replica follows")
 

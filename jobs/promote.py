@@ -71,7 +71,7 @@ def open_registry(options: argparse.Namespace) -> Registry:
 
 
 def tell(
-    options: argparse.Namespace, release_id: str,
+    options: argparse.Namespace, release_id: str | None,
     has_followed: Callable[[Replica], bool] | None = None, *, hint: str,
 ) -> None:
     """Have the running application read `live.json` again, and wait as `wait_for` does.
@@ -82,7 +82,7 @@ def tell(
         change = bump_change(options.address)
     except ReleaseError as error:
         raise ReleaseError(
-            f"{error}; the registry names {release_id!r} already: to tell the replicas, {hint}"
+            f"{error}; the registry says so already: to tell the replicas, {hint}"
         ) from error
     wait_for(options.endpoint, release_id, change, options.timeout_s, has_followed)
 
@@ -168,13 +168,14 @@ def bumped(details: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def wait_for(
-    endpoint: str, release_id: str, change: int, timeout_s: float,
+    endpoint: str, release_id: str | None, change: int, timeout_s: float,
     has_followed: Callable[[Replica], bool] | None = None,
 ) -> None:
     """Wait until every replica has followed `change` and is as it shall be: by default, answers
     from the release.
 
-    Raises ReleaseError with the reason if one refuses the release, or at the end of the time.
+    Raises ReleaseError with the reason if one refuses the release (None: no matter which one is
+    refused) or cannot read what is live, or at the end of the time.
     """
     has_followed = has_followed or (lambda replica: bool(replica["release_id"] == release_id))
     deadline = time.monotonic() + timeout_s

@@ -2,7 +2,8 @@
 
 Every metric is a ratio of sums over users. Users are drawn from all who had an answer of any of the
 releases, the same draws for each release: so a difference is right where the releases answered
-different users (A/B), the same requests (a shadow), or something of both.
+different users (A/B) and where they answered the same requests (a shadow). Where there are shadows,
+it is taken over the requests that both answered: which of them got a shadow is no accident.
 
 Letters here: U users, R releases, S sums, D draws.
 """
@@ -39,6 +40,8 @@ class AnswerSums:
     release_ids: Sequence[str]
     sums_URS: FloatArray
     """Every user has an answer of at least one release."""
+    paired_URS: FloatArray
+    """Over the requests that all releases answered alone."""
     common_U: FloatArray
     """Shares of common items, summed over the requests that all releases answered."""
     shared_U: FloatArray
@@ -49,6 +52,10 @@ class AnswerSums:
     def total(self, release: int, name: str) -> int:
         """Return one of SUMS of a release."""
         return int(self.sums_URS[:, release, SUMS.index(name)].sum())
+
+    def num_paired(self) -> int:
+        """Return how many requests all releases answered."""
+        return int(self.paired_URS[:, 0, SUMS.index("answers")].sum())
 
     def num_users(self, release: int) -> int:
         """Return how many users a release answered."""
@@ -63,24 +70,30 @@ def sum_answers(requests: Iterable[AnsweredRequest], release_ids: Sequence[str])
     """
     numbers = {release_id: number for number, release_id in enumerate(release_ids)}
     shape = (len(release_ids), len(SUMS))
-    sums, common, shared = array("d"), array("d"), array("d")
+    sums, paired, common, shared = array("d"), array("d"), array("d"), array("d")
     orphans = [0] * len(release_ids)
     for _, of_user in groupby(requests, key=lambda request: request.user_id):
-        sums_RS, shares = np.zeros(shape), []
+        sums_RS, paired_RS, shares = np.zeros(shape), np.zeros(shape), []
         for request in of_user:
             if request.outcome is None:
                 for answer in request.answers:
                     orphans[numbers[answer.release_id]] += 1
                 continue
+            found_RS = np.zeros(shape)
             for answer in request.answers:
-                sums_RS[numbers[answer.release_id]] += _sums_of(answer, request.outcome)
+                found_RS[numbers[answer.release_id]] += _sums_of(answer, request.outcome)
+            sums_RS += found_RS
+            if found_RS[:, SUMS.index("answers")].all():
+                paired_RS += found_RS
             shares += _common_share(request.answers, len(release_ids))
         if sums_RS.any():
             sums.frombytes(sums_RS.tobytes())
+            paired.frombytes(paired_RS.tobytes())
             common.append(sum(shares))
             shared.append(len(shares))
     return AnswerSums(
-        release_ids, np.array(sums).reshape(-1, *shape), np.array(common), np.array(shared), orphans
+        release_ids, np.array(sums).reshape(-1, *shape), np.array(paired).reshape(-1, *shape),
+        np.array(common), np.array(shared), orphans,
     )
 
 
@@ -98,12 +111,9 @@ def measure(sums_US: FloatArray, *, num_draws: int, seed: int) -> dict[str, Esti
 
 def compare(sums: AnswerSums, *, num_draws: int, seed: int) -> dict[str, Any]:
     """Return the JSON form of all metrics: by release, and of two the difference (first - second)
-    and the overlap. Raises ValueError without users.
+    and the overlap.
     """
-    measured = [
-        measure(np.ascontiguousarray(sums.sums_URS[:, release]), num_draws=num_draws, seed=seed)
-        for release in range(len(sums.release_ids))
-    ]
+    measured = _measured(sums.sums_URS, num_draws=num_draws, seed=seed)
     releases = [
         {
             "release_id": release_id, "num_answers": sums.total(release, "answers"),
@@ -116,9 +126,13 @@ def compare(sums: AnswerSums, *, num_draws: int, seed: int) -> dict[str, Any]:
     difference = overlap = None
     if len(measured) == 2:
         first, second = sums.release_ids
+        has_shadows = any(sums.total(release, "shadows") for release in (0, 1))
+        if has_shadows:
+            measured = _measured(sums.paired_URS, num_draws=num_draws, seed=seed)
         intervals = differences(*measured)
         difference = {
             "first": first, "second": second,
+            "num_requests": sums.num_paired() if has_shadows else None,
             "metrics": {name: each and each.to_json() for name, each in intervals.items()},
         }
         overlap = _overlap(sums, num_draws=num_draws, seed=seed)
@@ -126,6 +140,14 @@ def compare(sums: AnswerSums, *, num_draws: int, seed: int) -> dict[str, Any]:
         "num_users": len(sums.sums_URS), "num_draws": num_draws, "releases": releases,
         "difference": difference, "overlap": overlap,
     }
+
+
+def _measured(sums_URS: FloatArray, *, num_draws: int, seed: int) -> list[dict[str, Estimate]]:
+    """Return the metrics of each release."""
+    return [
+        measure(np.ascontiguousarray(sums_URS[:, release]), num_draws=num_draws, seed=seed)
+        for release in range(sums_URS.shape[1])
+    ]
 
 
 def _sums_of(answer: AnswerList, outcome: Outcome) -> FloatArray:

@@ -130,13 +130,14 @@ class ReleaseHolder:
                 f"user_config needs registry (text) and change (whole number), got {user_config}"
             )
         self._registry = Registry(absolute(root))
-        self._unwanted.clear()
         refresh = asyncio.create_task(self._refresh(change))
         self._background = refresh        # a task without a reference may be collected
         if self.held.live is None:
             has_live = asyncio.create_task(self._has_live.wait())
             await asyncio.wait([refresh, has_live], return_when=asyncio.FIRST_COMPLETED)
             has_live.cancel()
+            if refresh.done():
+                refresh.result()                # what nobody expected ends the replica
 
     def find(
         self, release_id: str | None, user_id: str | None = None
@@ -174,7 +175,7 @@ class ReleaseHolder:
 
     async def _catch_up(self, release_id: str | None) -> None:
         """Look at `live` again; then hold this release beside it, if it is another."""
-        await self._refresh(self._change)
+        await self._refresh(None)
         if release_id is None or release_id in self._unwanted:
             return
         async with self._one_refresh:
@@ -185,22 +186,28 @@ class ReleaseHolder:
                 except Exception as error:  # noqa: BLE001  the live one goes on
                     log.error("release %r, which the other half holds: %s", release_id, error)
 
-    async def _refresh(self, change: int) -> None:
-        """Load what `live` says; if that fails, keep what is held, else try the previous one."""
+    async def _refresh(self, change: int | None) -> None:
+        """Load what `live` says; if that fails, keep what is held, else try the previous one.
+
+        At a change (None: the same as before) also what could not be had.
+        """
         async with self._one_refresh:
-            assert self._registry is not None
-            try:
-                live = await asyncio.to_thread(self._registry.live)
-            except (EngineError, OSError) as error:
-                self._refuse("", error)
-                self._change = change
-                return
-            self._wanted = live.release_id
-            named = {live.release_id, live.experiment.release_id if live.experiment else None}
-            self._refusals = {key: each for key, each in self._refusals.items() if key in named}
-            await self._hold(live.release_id, live.previous_id)
-            await self._follow(live.experiment)
-            self._change = change
+            if change is not None:
+                self._unwanted.clear()
+            await self._follow_live()
+            self._change = self._change if change is None else change
+
+    async def _follow_live(self) -> None:
+        try:
+            live = await asyncio.to_thread(self._registry_now().live)
+        except (EngineError, OSError) as error:
+            self._refuse("", error)
+            return
+        self._wanted = live.release_id
+        named = {live.release_id, live.experiment.release_id if live.experiment else None}
+        self._refusals = {key: each for key, each in self._refusals.items() if key in named}
+        await self._hold(live.release_id, live.previous_id)
+        await self._follow(live.experiment)
 
     async def _hold(self, wanted: str, previous: str | None) -> None:
         """Hold `wanted`, or, if it cannot be had and nothing is held, the previous one."""
@@ -222,8 +229,10 @@ class ReleaseHolder:
             return
         release = await self._had(experiment.release_id)
         if release is not None:
-            self.held = replace(self.held, challenger=Challenger(experiment, release))
-            log.info("%s in this replica", experiment)
+            challenger = Challenger(experiment, release)
+            if challenger != self.held.challenger:
+                log.info("%s in this replica", experiment)
+            self.held = replace(self.held, challenger=challenger)
 
     async def _take(self, release_id: str) -> bool:
         """Make a release the live one here; tell whether it is."""
@@ -246,7 +255,7 @@ class ReleaseHolder:
         """Return a release that is held, or load it; None where it is refused."""
         release = self.held.get(release_id)
         if release is None:
-            if release_id in self._unwanted:
+            if release_id in self._unwanted and self.held.live is not None:
                 return None                     # not again before the next change
             try:
                 release = await self._loaded(release_id)

@@ -192,13 +192,15 @@ class Retriever:
 
     async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
         """Store events; each is on disk (or refused) when this returns."""
-        by_user: dict[str, LoadedRelease] = {}
-        for user_id in {event.user_id for event in events}:
-            release = await self._current(user_id)
+        found = {user_id: self.releases.find(None, user_id)
+                 for user_id in {event.user_id for event in events}}
+        current: dict[LoadedRelease | Unavailable, LoadedRelease] = {}
+        for release in found.values():
             if isinstance(release, Unavailable):
                 return release
-            by_user[user_id] = release
-        read = [read_event(by_user[event.user_id], event) for event in events]
+            if release not in current:
+                current[release] = await asyncio.to_thread(self.feed.current, release)
+        read = [read_event(current[found[event.user_id]], event) for event in events]
         good = [event for event in read if isinstance(event, Event)]
         statuses = iter(await self._events.ask(good) if good else [])
         return [next(statuses) if isinstance(each, Event) else each for each in read]

@@ -91,15 +91,15 @@ class Scorer:
 
             async def rank_batch(jobs: list[Job]) -> list[Ranking | Exception]:
                 """Rank a batch off the event loop; there is one batch at a time."""
-                async with self._one_batch:
-                    rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
+                rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
                 self._metrics.count_batch(len(jobs))
                 return rankings
 
             held = {key: each for key, each in self._groups.items()
                     if self.releases.held.get(key) is not None}
             self._groups = held | {release_id: Groups(
-                rank_batch, self._config.max_batch_size, wait_s=self._config.batch_wait_s
+                rank_batch, self._config.max_batch_size, wait_s=self._config.batch_wait_s,
+                turn=self._one_batch,
             )}
         return self._groups[release_id]
 

@@ -1,7 +1,7 @@
 """What a service has collected -> a source of the next import (kind "collected").
 
     interactions/part-*.parquet    user_id, item_id, timestamp, label, rating (if there are any)
-    items.parquet                  those of the release and those that were sent: as they are now
+    items.parquet                  those of the release, of events and those sent: as they are now
     users.parquet                  profiles likewise; deleted users are in none
 
 One stream reads the database; a part, the items and the profiles are held at a time.
@@ -9,8 +9,9 @@ One stream reads the database; a part, the items and the profiles are held at a 
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import pyarrow as pa
@@ -22,10 +23,10 @@ from engine.config import ColumnsConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
 from engine.data.schema import part_name, users_schema
-from engine.errors import ConfigError, DataError
+from engine.errors import DataError
 from engine.recommender.feedback import rating_of
 from engine.releases.registry import Registry
-from engine.state.database import database_exists, open_database
+from engine.state.database import open_existing
 from engine.state.deletions import all_deletions
 from engine.state.histories import PastEvent, all_events
 from engine.state.items import items_since
@@ -33,6 +34,7 @@ from engine.state.profiles import sent_profiles
 
 ROWS = "interactions"
 PART_ROWS = 1_000_000
+ROUNDING = 1e-6
 
 
 def collect(
@@ -40,12 +42,11 @@ def collect(
 ) -> Artifact:
     """Return the new artifact "collected" below `out`.
 
-    Raises ConfigError where there is no such database, DataError where it has no event,
-    ReleaseNotFoundError and ChecksumError.
+    Raises ConfigError where no service of this version has run on the database, DataError where it
+    has no event, ReleaseNotFoundError and ChecksumError.
     """
     registry.verify(release_id)
-    if not database_exists(database_url):
-        raise ConfigError(f"there is no database {database_url!r}")
+    open_existing(database_url).dispose()
     settings = {"release_id": release_id, "asked_at_s": time.time()}    # never reused
     write = partial(
         _write, registry=registry, release_id=release_id, database_url=database_url,
@@ -67,30 +68,43 @@ def _write(
     uri: str, *, registry: Registry, release_id: str, database_url: str, part_rows: int
 ) -> Mapping[str, Any]:
     folder, source = registry.folder(release_id), registry.read_config(release_id).source
-    database = open_database(database_url)
+    database = open_existing(database_url)
     try:
-        counts = _write_events(uri, database, source, part_rows)
-        if not counts:
+        events = _write_events(uri, database, source, part_rows)
+        if not events.number:
             raise DataError(f"no event is stored in {database.url}")
-        # After the events, so that every item of one is there.
-        items = _write_items(uri, database, folder, source.item_fields)
+        items, untold = _write_items(uri, database, folder, source.item_fields, events.items)
         users = _write_users(uri, database, folder, source.user_fields)
     finally:
         database.dispose()
-    return {"events": sum(counts), "items": items, "users": users}
+    return {
+        "events": events.number, "changed_ratings": events.changed_ratings, "items": items,
+        "items_without_text": untold, "users": users,
+    }
+
+
+@dataclass(slots=True)
+class _Events:
+    """What was written of them."""
+
+    number: int = 0
+    changed_ratings: int = 0
+    items: set[str] = field(default_factory=set)
 
 
 def _write_events(
     uri: str, database: Engine, source: SourceConfig, part_rows: int
-) -> list[int]:
-    """Write the events in parts; return how many are in each."""
-    rows = (_row(source, user_id, event) for user_id, event in all_events(database))
-    counts: list[int] = []
-    while chunk := list(islice(rows, part_rows)):
-        table = pa.Table.from_pylist(chunk, schema=_schema(source))
-        storage.write_table(storage.join(uri, part_name(ROWS, len(counts))), table)
-        counts.append(len(chunk))
-    return counts
+) -> _Events:
+    """Write the events in parts."""
+    stream, events = all_events(database), _Events()
+    for part in count():
+        rows = [_row(source, user_id, event, events)
+                for user_id, event in islice(stream, part_rows)]
+        if not rows:
+            break
+        table = pa.Table.from_pylist(rows, schema=_schema(source))
+        storage.write_table(storage.join(uri, part_name(ROWS, part)), table)
+    return events
 
 
 def _schema(source: SourceConfig) -> pa.Schema:
@@ -101,25 +115,42 @@ def _schema(source: SourceConfig) -> pa.Schema:
     ])
 
 
-def _row(source: SourceConfig, user_id: str, event: PastEvent) -> dict[str, Any]:
+def _row(
+    source: SourceConfig, user_id: str, event: PastEvent, events: _Events
+) -> dict[str, Any]:
+    """Return an event as it is imported, and count it."""
+    events.number += 1
+    events.items.add(event.item_id)
     row = {
         "user_id": user_id, "item_id": event.item_id, "timestamp": event.timestamp_s,
         "label": event.label,
     }
-    return row | ({"rating": _rating(source, event)} if source.has_ratings else {})
+    if not source.has_ratings:
+        return row
+    rating = _rating(source, event)
+    is_changed = event.rating is not None and abs(rating - event.rating) > ROUNDING
+    events.changed_ratings += is_changed
+    return row | {"rating": rating}
 
 
 def _rating(source: SourceConfig, event: PastEvent) -> float:
-    """Return the rating that the models read; one that makes the label, where ratings make labels.
+    """Return an event's rating; another one where ratings make labels and its own makes another
+    label than it has: the label was given, too, or the threshold was another.
     """
     rating = event.rating
     if source.label.kind == "threshold" and rating is not None:
         is_same = (rating >= source.label.threshold) == bool(event.label)
-        rating = rating if is_same else None        # the label was given, too
-    return rating_of(source, rating, event.label)
+        rating = rating if is_same else None
+    found = rating_of(source, rating, event.label)
+    return min(max(found, source.rating_min), source.rating_max)    # seeds went through float32
 
 
-def _write_items(uri: str, database: Engine, folder: str, fields: Sequence[str]) -> int:
+def _write_items(
+    uri: str, database: Engine, folder: str, fields: Sequence[str], of_events: set[str]
+) -> tuple[int, int]:
+    """Write the items; return how many there are, and of how many nothing but events is known: of
+    another release, or withdrawn. They are called by their ids.
+    """
     table = storage.read_table(storage.join(folder, "catalogue.parquet"))
     catalogue = Catalogue.from_table(table, fields)
     rows = {
@@ -133,6 +164,9 @@ def _write_items(uri: str, database: Engine, folder: str, fields: Sequence[str])
                 "item_id": item.item_id, "title": item.title,
                 **{name: item.fields.get(name, ()) for name in fields},
             }
+    untold = of_events - rows.keys()
+    for item_id in untold:
+        rows[item_id] = {"item_id": item_id, "title": item_id, **dict.fromkeys(fields, ())}
     schema = pa.schema([
         ("item_id", pa.string()), ("title", pa.string()),
         *[(name, pa.list_(pa.string())) for name in fields],
@@ -141,7 +175,7 @@ def _write_items(uri: str, database: Engine, folder: str, fields: Sequence[str])
     storage.write_table(
         storage.join(uri, "items.parquet"), pa.Table.from_pylist(values, schema=schema)
     )
-    return len(rows)
+    return len(rows), len(untold)
 
 
 def _write_users(uri: str, database: Engine, folder: str, fields: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ on disk before it returns); PostgreSQL serves a cluster.
 
 import fcntl
 import logging
+import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import (
     JSON,
     URL,
@@ -40,7 +43,6 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
-    inspect,
     make_url,
     text,
 )
@@ -145,20 +147,27 @@ def open_database(url: str) -> Engine:
     return engine
 
 
-def open_existing(url: str, table: Table) -> Engine:
-    """Open as `open_database` does, but make no database where none has this table yet.
+def open_existing(url: str) -> Engine:
+    """Connect to a database that a service of this version opened, leaving the schema as it is.
 
-    Raises ConfigError if there is none.
+    Raises ConfigError if there is none, or if its service is of another version.
     """
-    engine = connect(url) if database_exists(url) else None
-    try:
-        if engine is None or not inspect(engine).has_table(table.name):
-            shown = make_url(url).render_as_string()
-            raise ConfigError(f"database {shown!r} has no {table.name}: no service has run on it")
-    finally:
-        if engine is not None:
-            engine.dispose()
-    return open_database(url)
+    shown = _parse(url).render_as_string()      # without a password
+    if not database_exists(url):
+        raise ConfigError(f"no service has run on database {shown!r}")
+    engine = connect(url)
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    wanted = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    if found == wanted:
+        return engine
+    engine.dispose()
+    if found is None:
+        raise ConfigError(f"no service has run on database {shown!r}")
+    raise ConfigError(
+        f"database {shown!r} has revision {found!r}, this version reads {wanted!r}: its service "
+        "must be of the same version"
+    )
 
 
 def database_exists(url: str) -> bool:
@@ -268,7 +277,8 @@ def _parse(url: str) -> URL:
     try:
         return make_url(url)
     except (ArgumentError, ValueError) as error:        # ValueError: the port is no number
-        raise ConfigError(f"database URL {url!r} is not valid: {error}") from error
+        shown = re.sub(r"//.*@", "//...@", url)         # who reads this need not know the password
+        raise ConfigError(f"database URL {shown!r} is not valid: {error}") from None
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -115,7 +115,10 @@ def test_a_shadow_is_compared_on_the_same_requests(
     assert [each["num_shadows"] for each in found["releases"]] == [0, 1]
     assert found["overlap"]["num_requests"] == 1
     assert found["overlap"]["overlap@10"]["value"] == pytest.approx(2 / 3)
-    assert "requests that both answered 1" in capsys.readouterr().out
+    assert found["difference"]["num_requests"] == 1
+    printed = capsys.readouterr().out
+    assert "requests that both answered 1" in printed
+    assert "old minus new, the 1 requests that both answered" in printed
 
 
 def test_one_release_is_measured_alone(
@@ -188,7 +191,7 @@ def test_no_database_is_made_where_no_service_has_run(
 ) -> None:
     config = write_serve_config(tmp_path, f"sqlite:///{tmp_path}/state/none.db")
     assert evaluate.main(["--answers", "--release", "a", "--serve-config", config]) == 1
-    assert "no service has run on it" in capsys.readouterr().err
+    assert "no service has run on database" in capsys.readouterr().err
     assert not (tmp_path / "state").exists()
 
 

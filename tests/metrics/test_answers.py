@@ -168,3 +168,27 @@ def test_draws_come_in_chunks_that_change_nothing(monkeypatch):
     monkeypatch.setattr("engine.metrics.estimates.CHUNK_CELLS", 70)         # 7 draws
     for name, estimate in measure(sums_US, **DRAWS).items():
         assert estimate.draws_D == pytest.approx(whole[name].draws_D, nan_ok=True)
+
+
+def test_a_shadow_is_compared_over_the_requests_that_have_one():
+    """Shadows are missing where much was liked: that is not the shadow's merit."""
+    requests = []
+    for number in range(40):
+        user, busy = f"u{number:02d}", number % 2 == 0
+        given = AnswerList("a", FULL, ["x", "y"])
+        shadow = AnswerList("b", FULL, ["x", "y"], is_shadow=True)
+        requests.append(AnsweredRequest(
+            user, [given] if busy else [given, shadow], Outcome(["x"] if busy else [], 0)
+        ))
+        requests.append(AnsweredRequest(user, [given, shadow], Outcome(["x"], 0)))
+    report = compare(sum_answers(requests, ["a", "b"]), **DRAWS)
+    first, second = (each["metrics"]["liked"]["value"] for each in report["releases"])
+    assert first != second                                  # over all answers of each
+    assert report["difference"]["num_requests"] == 60
+    for name in ("liked", "hit", "mrr"):
+        assert report["difference"]["metrics"][name] == {"value": 0, "low": 0, "high": 0}, name
+
+
+def test_an_ab_is_compared_over_all_answers():
+    requests = [*random_requests(["u1", "u2"], "a"), *random_requests(["u3", "u4"], "b", seed=1)]
+    assert compare(sum_answers(requests, ["a", "b"]), **DRAWS)["difference"]["num_requests"] is None

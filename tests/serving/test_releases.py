@@ -4,6 +4,7 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -220,6 +221,34 @@ def test_never_more_than_two_releases_are_held(fake: FakeRegistry) -> None:
 
     asyncio.run(run())
     assert held_at_load == [0, 1, 1, 1]
+
+
+def test_a_replica_that_found_nothing_tries_again_at_the_next_request(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.broken |= {"a", "b"}               # the object store is away
+        fake.go_live("b", "a")
+        holder = ReleaseHolder(fake.load)
+        await holder.reconfigure(fake.config(1))
+        assert holder.find(None) == Unavailable(None, None)
+        await settle(holder)
+        fake.broken.clear()
+        assert holder.find(None) == Unavailable(None, None)
+        await settle(holder)
+        assert (live_id(holder), holder.state().refusal) == ("b", None)
+
+    asyncio.run(run())
+
+
+def test_what_nobody_expected_ends_the_replica(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        fake.go_live("a")
+        holder = ReleaseHolder(fake.load)
+        holder._follow = Mock(side_effect=ZeroDivisionError)    # type: ignore[method-assign]
+        holder._take = Mock(side_effect=ZeroDivisionError)      # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            await holder.reconfigure(fake.config(1))
+
+    asyncio.run(run())
 
 
 EVERYBODY = Experiment("t", 1.0, False, 5)

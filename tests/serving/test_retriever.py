@@ -100,3 +100,20 @@ def test_no_release_is_its_own_shadow(retriever: Any, releases: dict[str, Any]) 
     assert shadows == {None: "large", "small": "large", "large": None}
     assert asyncio.run(retriever.find(replace(query, user_id=None, guest=[]), None)).shadow_id \
         is None
+
+
+def test_events_of_many_users_ask_for_the_catalogue_once(
+    retriever: Any, releases: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    current = retriever.feed.current
+
+    def count(release: Any) -> Any:
+        asked.append(release.release_id)
+        return current(release)
+
+    monkeypatch.setattr(retriever.feed, "current", count)
+    retriever.releases.held = Held(releases["large"])
+    statuses = asyncio.run(retriever.append([event(str(number)) for number in range(50)]))
+    assert {status.state for status in statuses} == {"stored"}
+    assert asked == ["large"]

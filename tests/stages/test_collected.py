@@ -78,7 +78,9 @@ def test_every_event_is_there_by_user_and_time(
     assert sorted(found, key=str) == sorted(expected, key=str)
     order = [(row["user_id"].encode(), row["timestamp"]) for row in found]
     assert order == sorted(order)
-    assert artifact.facts == {"events": 241, "items": 40, "users": 12}
+    assert artifact.facts == {
+        "events": 241, "changed_ratings": 0, "items": 40, "items_without_text": 0, "users": 12,
+    }
 
 
 @pytest.mark.parametrize(("kind", "rating", "label", "expected"), [
@@ -103,6 +105,8 @@ def test_a_rating_makes_the_label_that_the_event_has(
     artifact = collect(str(tmp_path / "out"), world.registry, "r1", url)
     [row] = rows_of(artifact, "interactions/")
     assert row.get("rating") == expected
+    is_changed = None not in (rating, expected) and rating != expected
+    assert artifact.facts["changed_ratings"] == is_changed
     assert row["label"] == label
     columns = source_of(source, artifact.uri).columns
     assert columns.rating == (None if kind == "implicit" else "rating")
@@ -118,12 +122,15 @@ def test_items_and_profiles_are_as_they_are_now(
         SentItem("zz", "Zeppelin", {"genres": ("Drama", "War")}), SentItem(ids[1], "Renamed"),
         SentItem(ids[2], is_withdrawn=True), SentItem("never", is_withdrawn=True),
     ])
+    append(database, [Event("e1", "ann", "challenger's", 5, None, 1)])
     users = sorted(world.histories)
     put_profiles(database, {"new": {"gender": ("female",)}, users[0]: {"age": ("30",)}})
     delete_user(database, users[1])
     artifact = collect(str(tmp_path / "out"), world.registry, "r1", url)
     items = {row["item_id"]: row for row in rows_of(artifact, "items.parquet")}
-    assert items.keys() == {*ids[1:], "zz"}
+    assert items.keys() == {*ids[1:], "zz", "challenger's"}
+    assert items["challenger's"]["title"] == "challenger's"
+    assert artifact.facts["items_without_text"] == 1
     assert items["zz"] == {"item_id": "zz", "title": "Zeppelin", "genres": ["Drama", "War"],
                            "year": []}
     assert (items[ids[1]]["title"], items[ids[1]]["genres"]) == ("Renamed", [])
@@ -140,13 +147,21 @@ def test_items_and_profiles_are_as_they_are_now(
 def test_without_events_or_database_there_is_nothing_to_collect(
     world: TinyWorld, url: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no database .*state\.db"):
+    with pytest.raises(ConfigError, match=r"no service has run on .*state\.db"):
         collect(str(tmp_path / "out"), world.registry, "r1", url)
     assert not (tmp_path / "state.db").exists()
     open_database(url).dispose()
     with pytest.raises(DataError, match="no event is stored"):
         collect(str(tmp_path / "out"), world.registry, "r1", url)
     assert list((tmp_path / "out").glob("collected-*/manifest.json")) == []
+
+
+def test_a_bucket_may_be_filled(
+    world: TinyWorld, database: Engine, url: str, s3_root: str
+) -> None:
+    artifact = collect(f"{s3_root}/collected", world.registry, "r1", url)
+    artifact.verify()
+    assert len(rows_of(artifact, "interactions/")) == 240
 
 
 def test_a_broken_release_is_refused(
@@ -177,8 +192,9 @@ def test_what_was_collected_is_imported_as_it_was(
     }]}))
     assert job.main(["--serve-config", str(serve), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    values = yaml.safe_load(printed[printed.index("source:"):])
-    config = EngineConfig.model_validate({**values, "run": {"state": url}})
+    values = yaml.safe_load(printed[printed.index("run:"):])
+    assert values["run"] == {"state": url}
+    config = EngineConfig.model_validate(values)
     imported = import_data(str(tmp_path / "run"), config)
     found = {
         (row["user_id"], row["item_id"], row["timestamp_s"], row["label"], row["rating"])
@@ -192,8 +208,14 @@ def test_what_was_collected_is_imported_as_it_was(
     assert {(kept, "zz", now_s, 1, 4.0), ("new", "1", 5, 0, 1.0)} <= found
     assert gone not in {user_id for user_id, *_ in found}
     assert imported.facts["quarantined"] == {"events": {}, "items": {}, "users": {}}
-    items = storage.read_table(imported.path("items.parquet")).to_pylist()
-    assert {"Zeppelin"} == {row["title"] for row in items if row["item_id"] == "zz"}
-    assert len(items) == len(world.catalogue)
-    users = storage.read_table(imported.path("users.parquet"))["user_id"].to_pylist()
-    assert users == sorted(set(world.histories) - {gone})
+    items = {row["item_id"]: row
+             for row in storage.read_table(imported.path("items.parquet")).to_pylist()}
+    assert (items["zz"]["title"], items["zz"]["genres"]) == ("Zeppelin", ["Drama"])
+    for item, item_id in enumerate(world.catalogue.item_ids[1:], start=1):
+        assert items[item_id]["title"] == world.catalogue.titles[item]
+        assert items[item_id]["genres"] == list(world.catalogue.values_of(item)["genres"])
+    users = {row["user_id"]: row
+             for row in storage.read_table(imported.path("users.parquet")).to_pylist()}
+    assert sorted(users) == sorted(set(world.histories) - {gone})
+    for user_id, row in users.items():
+        assert row["occupation"] == list((world.profiles.of(user_id).fields or {})["occupation"])
