@@ -141,9 +141,9 @@ def serve_bare(registry: str, database_url: str, model_cache: str, port: str) ->
     import uvicorn
     from fastapi import FastAPI
 
+    from engine.recommender.loading import load_release
     from engine.recommender.lookup import find
     from engine.recommender.ranking import rank
-    from engine.recommender.release import load_release
     from engine.releases.registry import Registry
     from engine.serving.checks import recommend_query
     from engine.serving.schemas import RecommendRequest

@@ -183,3 +183,34 @@ class CRMOutput:
     """Positions (in the history given) of the past events that target attention read; -1 pads."""
     attention_MS: FloatArray
     """Weight of each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerList:
+    """What one release answered to a request."""
+
+    release_id: str
+    mode: AnswerMode
+    item_ids: Sequence[str]
+    """Best first."""
+    is_shadow: bool = False
+    """Whether another answer was given in its place, so that nobody saw it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a user did after an answer."""
+
+    liked: Sequence[str]
+    """Item of each event with label 1; an item may stand more than once."""
+    num_disliked: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRequest:
+    """One request of a user: the answer that was given, those beside it, and what followed."""
+
+    user_id: str
+    answers: Sequence[AnswerList]
+    outcome: Outcome | None
+    """None: the answer that was given is not known, so neither is what followed."""

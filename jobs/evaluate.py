@@ -1,16 +1,26 @@
-"""Examine a release, or two on the same rows, on a window of time that they never learned from.
+"""Measure a release, or two against each other: on histories, or on what it answered.
 
 python -m jobs.evaluate --release live --histories runs/ml-100k/histories-0123456789ab
     [--against ID] [--start 1998-04-01] [--end 1998-05-01] [--json OUT] [--out runs/evaluation]
 
-Prints AUC, per-user AUC, log loss, ranking metrics and, with --against, the paired differences,
-each with its 95% interval over users; the same with every slice is in the JSON and on the page.
-Registry, base model and ranking are those of the Serve config, so lists are the endpoint's.
-Relative paths start from LIFELORA_HOME, if that is set.
+examines on a window of time that the releases never learned from, both on the same rows. It prints
+AUC, per-user AUC, log loss, ranking metrics and, with --against, the paired differences, each with
+its 95% interval over users; the same with every slice is in the JSON and on the page.
+
+python -m jobs.evaluate --answers --release live --against ID
+    [--start 2026-11-01] [--end 2026-11-15] [--horizon-hours 24] [--json OUT]
+
+reads from the state database what the releases answered to users and which events followed. It
+prints likes by answer, metrics of the lists against what was liked next and, with --against, the
+differences and the overlap of lists, with the same intervals. It needs neither models nor Ray.
+
+Registry, database, base model and ranking are those of the Serve config, so lists are the
+endpoint's. Relative paths start from LIFELORA_HOME, if that is set.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,21 +29,42 @@ from engine.config import at_home
 from engine.errors import ConfigError
 from engine.metrics.ctr import SHOWN
 from jobs.exit_code import exit_code
+from jobs.intervals import format_interval
 from jobs.recommend import read_serve_config
+
+HISTORIES_ALONE = {
+    "llm_rows": "--llm-rows", "exclude_seen": "--include-seen and --exclude-seen",
+    "actors": "--actors", "out": "--out",
+}
+"""Options that say nothing about --answers."""
+ANSWERS_ALONE = {"horizon_hours": "--horizon-hours"}
+"""Options that say nothing about --histories."""
+MAX_HORIZON_HOURS = 24 * 366
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate; return the exit code."""
+    return exit_code(run, _parser().parse_args(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Examine one release, or compare two.")
+    evidence = parser.add_mutually_exclusive_group(required=True)
+    evidence.add_argument("--histories", help="folder or URI of histories that no release has seen")
+    evidence.add_argument("--answers", action="store_true",
+                          help="what the endpoint answered, and the events that followed")
     parser.add_argument("--release", default="live", help="release id, or `live`")
     parser.add_argument("--against", metavar="ID",
                         help="another release, or `live`: print --release minus this one")
-    parser.add_argument("--histories", required=True, help="folder or URI of histories")
     parser.add_argument("--start", help="first day or moment of the window (UTC); by default the "
-                        "end of what the releases learned from")
-    parser.add_argument("--end", help="the window ends before this day or moment (UTC)")
+                        "end of what the releases learned from, or the oldest answer")
+    parser.add_argument("--end", help="the window ends before this day or moment (UTC); by default "
+                        "with the histories, or --horizon-hours ago")
+    parser.add_argument("--horizon-hours", type=float, help="how long after an answer an event may "
+                        "follow it (default 24)")
     parser.add_argument("--serve-config", default="serve_configs/local.yaml",
-                        help="config of the Serve application: registry, base model, ranking")
+                        help="config of the Serve application: registry, database, base model, "
+                        "ranking")
     parser.add_argument("--llm-rows", type=int,
                         help="most rows of whole users that the language model reads; by default "
                         "evaluation.test_rows of the release")
@@ -43,14 +74,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
                       "implicit, as people buy again")
     seen.add_argument("--exclude-seen", dest="exclude_seen", action="store_true",
                       help="they may not, as the endpoint's by default; so where there are ratings")
-    parser.add_argument("--actors", type=int, default=1, help="processes that hold the release")
-    parser.add_argument("--out", default="runs/evaluation", help="folder or URI to fill")
-    parser.add_argument("--json", help="file or URI for a copy of report.json")
-    options = parser.parse_args(arguments)
-    return exit_code(run, options)
+    parser.add_argument("--actors", type=int, help="processes that hold the release (default 1)")
+    parser.add_argument("--out", help="folder or URI to fill (default runs/evaluation)")
+    parser.add_argument("--json", help="file or URI for what is printed, and all else")
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
+    """Measure on the evidence that was named; raises ConfigError for what the other alone reads."""
+    evidence = "answers" if options.answers else "histories"
+    for name, shown in (HISTORIES_ALONE if options.answers else ANSWERS_ALONE).items():
+        if getattr(options, name) is not None:
+            raise ConfigError(f"{shown}: not with --{evidence}")
+    if options.answers:
+        compare_answers(options)
+    else:
+        examine(options)
+
+
+def compare_answers(options: argparse.Namespace) -> None:
+    """Hold the events against the answers that they followed, print and write what came out."""
+    from engine import storage  # --help needs no pyarrow
+    from engine.state.outcomes import AnswerPeriod
+    from jobs.answer_report import answer_lines, report_answers
+
+    serving, root = read_serve_config(options.serve_config)
+    start_s, end_s = read_moment(options.start, "--start"), read_moment(options.end, "--end")
+    horizon_s, now_s = read_horizon(options.horizon_hours), int(time.time())
+    period = AnswerPeriod(start_s, now_s - horizon_s if end_s is None else end_s, horizon_s)
+    ids = release_ids(options, root)
+    found = report_answers(serving.database_url, ids, period, now_s=now_s)
+    for line in answer_lines(found):
+        print(line)
+    if options.json:
+        storage.write_json(at_home(options.json), found)
+
+
+def examine(options: argparse.Namespace) -> None:
     """Set the exam, let the releases sit it, print and write what came out."""
     serving, root = read_serve_config(options.serve_config)
     start_s, end_s = read_moment(options.start, "--start"), read_moment(options.end, "--end")
@@ -61,16 +121,15 @@ def run(options: argparse.Namespace) -> None:
 
     from engine import storage  # --help needs neither torch nor Ray
     from engine.artifacts import open_artifact
-    from engine.recommender.release import check_release
+    from engine.recommender.loading import check_release
     from engine.releases.registry import Registry
     from engine.stages.exam import Period, read_examined, set_exam, unseen_period
     from engine.stages.exam_report import Answers, Settings, report_exam
     from engine.stages.release_scores import Sitting, sit_exam
     from jobs.start import configure_logging, start_ray
 
-    registry, out = Registry(root), at_home(options.out)
-    ids = [registry.live().release_id if name == "live" else name
-           for name in (options.release, options.against) if name is not None]
+    registry, out = Registry(root), at_home(options.out or "runs/evaluation")
+    ids = release_ids(options, root)
     for release_id in ids:
         check_release(registry, release_id, model_cache=serving.model_cache)
     histories = open_artifact(at_home(options.histories), "histories")
@@ -89,7 +148,7 @@ def run(options: argparse.Namespace) -> None:
                     llm_rows=options.llm_rows or config.evaluation.test_rows)
     answers = []
     for release_id in ids:
-        sitting = Sitting(registry.root, release_id, serving, exclude_seen, options.actors)
+        sitting = Sitting(registry.root, release_id, serving, exclude_seen, options.actors or 1)
         scores = sit_exam(out, exam, histories, sitting)
         answers.append(Answers.read(registry.folder(release_id), release_id, scores))
     report = report_exam(out, exam, answers, Settings(
@@ -101,6 +160,24 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         storage.write_json(at_home(options.json), found)
     print(f"report: {report.path('index.html')}")
+
+
+def release_ids(options: argparse.Namespace, root: str) -> list[str]:
+    """Return the ids of --release and, if it is given, of --against."""
+    from engine.releases.registry import Registry  # --help needs no pyarrow
+
+    registry = Registry(root)
+    return [registry.live().release_id if name == "live" else name
+            for name in (options.release, options.against) if name is not None]
+
+
+def read_horizon(hours: float | None) -> int:
+    """Return --horizon-hours in seconds."""
+    hours = 24.0 if hours is None else hours
+    if not 0 < hours <= MAX_HORIZON_HOURS:
+        raise ConfigError(f"--horizon-hours: {hours:g} is not above 0 and at most "
+                          f"{MAX_HORIZON_HOURS}")
+    return max(1, round(3600 * hours))
 
 
 def read_moment(text: str | None, option: str) -> int | None:
@@ -167,14 +244,6 @@ def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
                               for name in ("ndcg@10", "recall@10", "mrr"))
             lines.append(f"    {'lists, ' + each['kind']:<34} {'full':<15} {shown}")
     return lines
-
-
-def format_interval(interval: Mapping[str, float] | None, sign: str = "") -> str:
-    """Return "0.6718 [0.5882, 0.7399]"; a dash where there is no value."""
-    if interval is None:
-        return "-"
-    value, low, high = (f"{interval[name]:{sign}.4f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def export(options: argparse.Namespace) -> None:
     from engine.errors import UnknownUserError
     from engine.models.adapter_export import export_adapter
     from engine.models.base import model_path
+    from engine.recommender.loading import load_release
     from engine.recommender.lookup import newest_known
-    from engine.recommender.release import load_release
     from engine.releases.registry import Registry
     from engine.state.database import open_database
     from engine.types import GateInput

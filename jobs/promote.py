@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from jobs.exit_code import exit_code
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+Replica = Mapping[str, Any]
+"""What GET /v1/release says of one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what promote and rollback share."""
+    """Add what promote, rollback and experiment share."""
     parser.add_argument("--registry", default="runs/releases", help="folder or URI of the releases")
     parser.add_argument("--address", help="URL of the Ray dashboard; none: only write `live`")
     parser.add_argument(
@@ -51,23 +53,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, release_id: str | None) -> None:
     """Promote a release, or roll back (None), and tell the running application."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    folder = at_home(options.registry)
-    registry = Registry(folder)
-    if options.address:
-        check_registry(read_details(options.address), folder)
+    registry = open_registry(options)
     live = registry.rollback() if release_id is None else registry.promote(release_id)
     print(f"live: {live.release_id} (before it: {live.previous_id})")
     if options.address:
-        try:
-            change = bump_change(options.address)
-        except ReleaseError as error:
-            raise ReleaseError(
-                f"{error}; the registry names {live.release_id!r} already: to tell the replicas, "
-                f"promote {live.release_id!r} again"
-            ) from error
-        wait_for(options.endpoint, live.release_id, change, options.timeout_s)
+        tell(options, live.release_id, hint=f"promote {live.release_id!r} again")
         print(f"every replica answers from {live.release_id}")
+
+
+def open_registry(options: argparse.Namespace) -> Registry:
+    """Return the registry; raises ReleaseError where the application follows another one."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    folder = at_home(options.registry)
+    if options.address:
+        check_registry(read_details(options.address), folder)
+    return Registry(folder)
+
+
+def tell(
+    options: argparse.Namespace, release_id: str | None,
+    has_followed: Callable[[Replica], bool] | None = None, *, hint: str,
+) -> None:
+    """Have the running application read `live.json` again, and wait as `wait_for` does.
+
+    `hint` says how to try again where the application does not take it.
+    """
+    try:
+        change = bump_change(options.address)
+    except ReleaseError as error:
+        raise ReleaseError(
+            f"{error}; the registry says so already: to tell the replicas, {hint}"
+        ) from error
+    wait_for(options.endpoint, release_id, change, options.timeout_s, has_followed)
 
 
 def read_details(address: str) -> dict[str, Any]:
@@ -150,21 +167,26 @@ def bumped(details: dict[str, Any]) -> tuple[dict[str, Any], int]:
     return config, change
 
 
-def wait_for(endpoint: str, release_id: str, change: int, timeout_s: float) -> None:
-    """Wait until every replica has followed `change` and holds the release.
+def wait_for(
+    endpoint: str, release_id: str | None, change: int, timeout_s: float,
+    has_followed: Callable[[Replica], bool] | None = None,
+) -> None:
+    """Wait until every replica has followed `change` and is as it shall be: by default, answers
+    from the release.
 
-    Raises ReleaseError with the reason if one refuses it, or at the end of the time.
+    Raises ReleaseError with the reason if one refuses the release (None: no matter which one is
+    refused) or cannot read what is live, or at the end of the time.
     """
+    has_followed = has_followed or (lambda replica: bool(replica["release_id"] == release_id))
     deadline = time.monotonic() + timeout_s
     while True:
         replicas = read_replicas(endpoint)
         followed = [each for each in replicas if each["change"] >= change]
-        refused = [each["refusal"]["reason"] for each in followed if each["refusal"]]
+        refused = [each["refusal"]["reason"] for each in followed
+                   if each["refusal"] and each["refusal"]["release_id"] in ("", release_id)]
         if refused:
             raise ReleaseError(f"release {release_id!r} is refused by a replica: {refused[0]}")
-        if replicas and all(
-            each["change"] >= change and each["release_id"] == release_id for each in replicas
-        ):
+        if replicas and len(followed) == len(replicas) and all(map(has_followed, replicas)):
             return
         if time.monotonic() > deadline:
             raise ReleaseError(
@@ -174,7 +196,7 @@ def wait_for(endpoint: str, release_id: str, change: int, timeout_s: float) -> N
         time.sleep(POLL_S)
 
 
-def read_replicas(endpoint: str) -> list[dict[str, Any]]:
+def read_replicas(endpoint: str) -> list[Replica]:
     """Return what GET /v1/release says of each replica; none while it does not answer."""
     try:
         with urllib.request.urlopen(f"{endpoint.rstrip('/')}/v1/release", timeout=10) as answer:

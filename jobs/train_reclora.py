@@ -102,7 +102,7 @@ def run(config: EngineConfig) -> Outcome:
         crm_seeds=seeds,
     )
     parts = Parts(histories, item_text, crm, bank, popularity, fusion, evaluation)
-    release_id = publish_release(config, parts)
+    release_id = publish_release(root, config, parts)
     registry = Registry(config.run.registry)
     if config.run.promote:
         registry.promote(release_id)

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import types
-from engine.types import CRMOutput, History, Profile, SlatePrompt, Timeline, Window
+from engine.types import (
+    AnsweredRequest,
+    AnswerList,
+    AnswerMode,
+    CRMOutput,
+    History,
+    Outcome,
+    Profile,
+    SlatePrompt,
+    Timeline,
+    Window,
+)
 
 
 def _history(times: list[int]) -> History:
@@ -21,7 +32,10 @@ def _history(times: list[int]) -> History:
     )
 
 
+OUTCOME = Outcome(["m1", "m1"], 2)
+ANSWER = AnswerList("release-1", AnswerMode.FULL, ["m1", "m2"])
 EXAMPLES: list[Any] = [
+    OUTCOME, ANSWER, AnsweredRequest("ann", [ANSWER], OUTCOME),
     Timeline(0, 8, 10, 12, 14), _history([1, 2, 2, 9]), Profile("u1", {"gender": ["F"]}),
     SlatePrompt(np.arange(3), [np.arange(2), np.arange(1)]),
     CRMOutput(

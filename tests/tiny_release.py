@@ -10,6 +10,7 @@ Takes about a second. The histories are those of tests/generated.py.
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,14 +86,19 @@ class TinyWorld:
     def publish(
         self, release_id: str, *, seed: int = 1, gate: GateInput = GateInput.USER,
         scope: HistoryScope = HistoryScope.SLATE, inputs: dict[str, str] | None = None,
-        template_sha256: str | None = None,
+        template_sha256: str | None = None, golden: Any = None,
     ) -> str:
-        """Write a release with random weights of this seed; return its folder."""
+        """Write a release with random weights of this seed; return its folder.
+
+        `golden`: JSON values of its golden requests; without them it has none.
+        """
         config = self.config(gate, scope)
         folder = str(self.root / "parts" / release_id)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._write_parts(folder, config, np.random.default_rng(seed))
+        if golden is not None:
+            storage.write_json(storage.join(folder, "golden.json"), golden)
         files = {name: storage.join(folder, name) for name in storage.list_files(folder)}
         return self.registry.publish(release_id, files, {
             "inputs": inputs or {}, "config": config.settings(), "crm_key": CRM_KEY,

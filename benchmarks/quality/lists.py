@@ -97,7 +97,7 @@ class Lists:
         trained = bench.train(self.row, self.seed)
         config, _, states = bench.inputs(self.row, bench.best_rate(self.row))
         evaluation = evaluate(ground.root, config, trained.scores, trained.fusion)
-        return publish_release(config, Parts(
+        return publish_release(ground.root, config, Parts(
             ground.histories, ground.item_text, states.crm, trained.bank, ground.popularity,
             trained.fusion, evaluation,
         ))

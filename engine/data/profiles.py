@@ -1,6 +1,7 @@
 """Users by id: their profile fields."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,9 +20,19 @@ class Profiles:
     def __len__(self) -> int:
         return len(self._by_user)
 
+    def __iter__(self) -> Iterator[Profile]:
+        return iter(self._by_user.values())
+
     def of(self, user_id: str) -> Profile:
         """Return a user's profile; one without fields if the source has none."""
         return self._by_user.get(user_id) or Profile(user_id, dict.fromkeys(self.fields, ()))
+
+    def most_frequent(self, field: str) -> tuple[str, ...]:
+        """Return the value of a field that most users have; none where no two share one."""
+        counts = Counter(
+            value for profile in self for value in (profile.fields or {})[field]
+        )
+        return tuple(value for value, count in counts.most_common(1) if count > 1)
 
     @classmethod
     def from_table(

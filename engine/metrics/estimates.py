@@ -1,6 +1,6 @@
 """A value with its draws over users, and the interval that they give.
 
-Letters here: U users, D draws.
+Letters here: U users, D draws, M metrics.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,9 @@ class Estimate:
     draws_D: FloatArray
 
     def minus(self, other: "Estimate") -> "Estimate":
-        """Return the difference; it is paired, as both were measured on the same Rows and seed."""
+        """Return the difference; both must have been measured on the same users and seed, so that
+        they share their draws.
+        """
         return Estimate(self.value - other.value, self.draws_D - other.draws_D)
 
     def interval(self) -> Interval | None:
@@ -69,6 +71,21 @@ def draw_users(num_users: int, num_draws: int, seed: int, chunk: int) -> Iterato
             np.bincount(rng.integers(num_users, size=num_users), minlength=num_users)
             for _ in range(min(chunk, num_draws - start))
         ]).astype(np.float64)
+
+
+def ratios_of_sums(
+    tops_UM: FloatArray, bottoms_UM: FloatArray, *, num_draws: int, seed: int
+) -> list[Estimate]:
+    """Return for each of M metrics the sum of its tops over that of its bottoms, over all users and
+    over each draw of them. Memory is bounded by a chunk of draws.
+    """
+    count = len(tops_UM)
+    draws_DM = np.concatenate([
+        ratio(weights_DU @ tops_UM, weights_DU @ bottoms_UM)
+        for weights_DU in draw_users(count, num_draws, seed, max(1, CHUNK_CELLS // count))
+    ])
+    values_M = ratio(tops_UM.sum(axis=0), bottoms_UM.sum(axis=0))
+    return [Estimate(float(value), draws_DM[:, m]) for m, value in enumerate(values_M)]
 
 
 def check_finite(values: FloatArray) -> FloatArray:

@@ -7,12 +7,13 @@ their queries.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.errors import DataError
-from engine.metrics.estimates import CHUNK_CELLS, Estimate, draw_users, ratio
+from engine.metrics.estimates import Estimate, ratio, ratios_of_sums
 from engine.types import FloatArray, IntArray
 
 DEPTH = 200
@@ -103,7 +104,7 @@ def coverage(queries: Queries, num_items: int, k: int = SHOWN) -> float:
 def measure(
     queries: Queries, events_I: IntArray, *, num_draws: int, seed: int
 ) -> dict[str, Estimate]:
-    """Return every metric of METRICS, the mean over queries, with its draws over users.
+    """Return every metric of METRICS, the mean over queries that have it, with draws over users.
 
     Two models measured on the same queries with one seed are paired: subtract their estimates.
     """
@@ -114,21 +115,16 @@ def measure(
         "novelty@10": novelty(queries, events_I),
         **{f"recall@{k}": recall(queries, k) for k in RECALL_AT},
     }
-    return {
-        name: _mean(values[name], queries, num_draws=num_draws, seed=seed) for name in METRICS
-    }
+    tops_UM, bottoms_UM = (
+        np.stack([_by_user(queries, each) for each in columns], axis=1) for columns in (
+            [np.nan_to_num(values[name]) for name in METRICS],
+            [~np.isnan(values[name]) for name in METRICS],
+        )
+    )
+    estimates = ratios_of_sums(tops_UM, bottoms_UM, num_draws=num_draws, seed=seed)
+    return dict(zip(METRICS, estimates, strict=True))
 
 
-def _mean(values_Q: FloatArray, queries: Queries, *, num_draws: int, seed: int) -> Estimate:
-    """Return the mean over the queries that have a value."""
-    defined = ~np.isnan(values_Q)
-    users, count = queries.users_Q[defined], queries.num_users
-    sums_U = np.bincount(users, values_Q[defined], count)
-    sizes_U = np.bincount(users, minlength=count)
-    chunk = max(1, CHUNK_CELLS // count)
-    draws = [
-        ratio(weights_DU @ sums_U, weights_DU @ sizes_U)
-        for weights_DU in draw_users(count, num_draws, seed, chunk)
-    ]
-    mean = ratio(sums_U.sum(keepdims=True), sizes_U.sum(keepdims=True))
-    return Estimate(float(mean[0]), np.concatenate(draws))
+def _by_user(queries: Queries, values_Q: npt.NDArray[Any]) -> FloatArray:
+    """Return the sum of each user's values [U]."""
+    return np.bincount(queries.users_Q, values_Q, queries.num_users).astype(np.float64)

@@ -13,6 +13,7 @@ from threading import Lock
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from cachetools import LRUCache
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
@@ -133,8 +134,8 @@ class Embedder:
         self._database = database
         self._done: dict[str, int] = {}
         """By encoder: the revision up to which every item was read."""
-        self._own: tuple[str, TextEncoder] | None = None
-        """An encoder that is not the base model, and which."""
+        self._own: LRUCache[str, TextEncoder] = LRUCache(maxsize=2)
+        """Encoders that are not a base model: the live release's and a challenger's."""
 
     def embed(self, release: LoadedRelease) -> "Embedded":
         """Give vectors to items that lack those of a release's encoder, the newest changes first.
@@ -172,9 +173,9 @@ class Embedder:
             raise ValueError(f"release {release.release_id!r} was loaded without language model")
         if texts.config.encoder == "base_model":
             return BaseModelEncoder(half.prompts.encoder.tokenizer, half.model.base)
-        if self._own is None or self._own[0] != texts.encoder:
-            self._own = texts.encoder, load_encoder(texts.config, half.base_model)
-        return self._own[1]
+        if texts.encoder not in self._own:
+            self._own[texts.encoder] = load_encoder(texts.config, half.base_model)
+        return self._own[texts.encoder]
 
 
 def _read(

@@ -36,6 +36,8 @@ class Reading:
     """[P, G, N] of each prompt."""
     shown: IntArray
     """Positions of the past events in any of the texts, ascending."""
+    is_kept: bool = True
+    """Whether prefixes are kept for later calls."""
 
 
 def read_prompts(
@@ -73,14 +75,14 @@ def score_readings(
     """
     logits: list[list[FloatArray]] = [[np.zeros(0)] for _ in readings]
     flat = [
-        (prompt, gates, logits[number])
+        (prompt, gates, reading.is_kept, logits[number])
         for number, reading in enumerate(readings) if reading is not None
         for prompt, gates in zip(reading.prompts, reading.gates, strict=True)
     ]
     for span in runs([len(prompt.prefix) for prompt, *_ in flat], MAX_TOKENS):
         assert release.language is not None
-        prompts, gates, found = zip(*flat[span], strict=True)
-        states = _read_prefixes(release, prompts, gates, cache)
+        prompts, gates, are_kept, found = zip(*flat[span], strict=True)
+        states = _read_prefixes(release, prompts, gates, are_kept, cache)
         scored = _score_blocks(release.language.model, prompts, gates, states)
         for of_request, values in zip(found, scored, strict=True):
             of_request.append(values)
@@ -99,7 +101,7 @@ def tokens_to_read(release: LoadedRelease, reading: Reading, cache: PrefixCache 
 
 def _read_prefixes(
     release: LoadedRelease, prompts: Sequence[SlatePrompt], gates: Sequence[FloatArray],
-    cache: PrefixCache | None,
+    are_kept: Sequence[bool], cache: PrefixCache | None,
 ) -> list[PrefixStates]:
     """Return the states of each prompt's prefix; equal ones are read once, and none of the cache.
 
@@ -117,7 +119,7 @@ def _read_prefixes(
         )
         known |= zip(wanted, read, strict=True)
     for key, place in wanted.items():
-        if cache and len(prompts[place].blocks) > 1:
+        if cache and are_kept[place] and len(prompts[place].blocks) > 1:
             cache.put(key, known[key])
     return [known[key] for key in keys]
 

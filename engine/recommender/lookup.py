@@ -48,6 +48,8 @@ class Query:
     with_gates: bool = False
     answer_by_s: float = math.inf
     """Unix time by which the answer is wanted."""
+    is_prefix_kept: bool = True
+    """Whether what the language model read of the history is kept for the next request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Found:
     task: RankTask | None = None
     ranking: Ranking | None = None
     stage_ms: dict[str, float] = field(default_factory=dict)
+    shadow_id: str | None = None
+    """Another release that shall answer the same, for the record alone."""
 
 
 def find(
@@ -241,5 +245,5 @@ def _task(
     llm_candidates = len(items) if query.is_scored_whole else ranking.llm_candidates
     return RankTask(
         profile, history, items, llm_candidates, query.k, query.with_explanation, query.with_gates,
-        query.answer_by_s, release.revision,
+        query.answer_by_s, release.revision, query.is_prefix_kept,
     )

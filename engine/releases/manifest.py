@@ -89,7 +89,7 @@ def parse_facts(values: Mapping[str, Any]) -> ReleaseFacts:
     try:
         return FACTS.validate_python(dict(values))
     except ValidationError as error:
-        raise ReleaseError(f"release facts: {_faults(error)}") from error
+        raise ReleaseError(f"release facts: {faults_of(error)}") from error
 
 
 def dump_manifest(manifest: ReleaseManifest) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def parse_manifest(
         return MANIFEST.validate_python(content)
     except ValidationError as error:
         raise ReleaseFormatError(
-            f"manifest of format version {found} is malformed: {_faults(error)}"
+            f"manifest of format version {found} is malformed: {faults_of(error)}"
         ) from error
 
 
@@ -138,8 +138,8 @@ def _ranged(versions: range) -> str:
     return str(versions[0]) if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
 
 
-def _faults(error: ValidationError) -> str:
-    """Return the entries at fault and why."""
+def faults_of(error: ValidationError) -> str:
+    """Return the entries at fault and why, in one line."""
     return "; ".join(
         f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
     )

@@ -2,10 +2,11 @@
 
     <root>/<release_id>/...files, config.json
     <root>/<release_id>/manifest.json     written last: without it there is no release
-    <root>/live.json                      {"release_id", "previous_id"}, replaced in one step
+    <root>/live.json     {"release_id", "previous_id", "experiment"}, replaced in one step
 
 A release never changes once its manifest is there. `live.json` is the only truth about what is
-live. Many may read at a time; one publishes an id, and one promotes.
+live, and which challenger is tried out beside it. Many may read at a time; one publishes an id, and
+one writes `live.json`.
 """
 
 import json
@@ -21,11 +22,13 @@ from pydantic import ValidationError
 from engine import artifacts, storage
 from engine.config import RETIRED, EngineConfig
 from engine.errors import ChecksumError, ReleaseError, ReleaseFormatError, ReleaseNotFoundError
+from engine.releases.experiment import Experiment
 from engine.releases.manifest import (
     FORMAT_VERSION,
     FileEntry,
     ReleaseManifest,
     dump_manifest,
+    faults_of,
     parse_facts,
     parse_manifest,
 )
@@ -45,6 +48,7 @@ class Live(NamedTuple):
 
     release_id: str
     previous_id: str | None
+    experiment: Experiment | None = None
 
 
 class Registry:
@@ -117,7 +121,9 @@ class Registry:
         try:
             return EngineConfig.model_validate(values)
         except ValidationError as error:
-            raise ReleaseFormatError(f"{uri} is not of this version: {error}") from error
+            raise ReleaseFormatError(
+                f"{uri} is not of this version: {faults_of(error)}"
+            ) from error
 
     def verify(self, release_id: str) -> ReleaseManifest:
         """Compare every file with its checksum; raises as `read_manifest` does."""
@@ -134,18 +140,30 @@ class Registry:
         values = _read_json(uri)
         if not isinstance(values, dict) or not isinstance(values.get("release_id"), str):
             raise ReleaseFormatError(f"{uri} names no release: {values!r:.200}")
-        return Live(values["release_id"], values.get("previous_id"))
+        try:
+            experiment = values.get("experiment")
+            return Live(
+                values["release_id"], values.get("previous_id"),
+                None if experiment is None else Experiment.from_json(experiment),
+            )
+        except (TypeError, ReleaseError) as error:
+            raise ReleaseFormatError(f"{uri} is not of this version: {error}") from error
 
     def promote(self, release_id: str) -> Live:
-        """Verify a release and make it live; a release that is live already stays so."""
+        """Verify a release and make it live; a release that is live already stays so.
+
+        An experiment goes on beside the new release, unless that is its challenger.
+        """
         self.verify(release_id)
-        current = self._live_id()
-        if current == release_id:
-            return self.live()
-        live = Live(release_id, current)
-        storage.write_json(storage.join(self.root, LIVE), live._asdict())
-        log.info("release %s: live in %s, before it %s", release_id, self.root, current)
-        return live
+        current = self._live()
+        if current is not None and current.release_id == release_id:
+            return current
+        experiment = None if current is None else current.experiment
+        if experiment is not None and experiment.release_id == release_id:
+            experiment = None
+        return self._write(
+            Live(release_id, None if current is None else current.release_id, experiment)
+        )
 
     def rollback(self) -> Live:
         """Promote the release before the live one; a second rollback undoes the first."""
@@ -157,14 +175,37 @@ class Registry:
             )
         return self.promote(current.previous_id)
 
+    def start_experiment(self, experiment: Experiment) -> Live:
+        """Verify a challenger and try it out beside the live release, in place of any other.
+
+        Raises ReleaseError if it is the live one.
+        """
+        self.verify(experiment.release_id)
+        current = self.live()
+        if current.release_id == experiment.release_id:
+            raise ReleaseError(f"release {current.release_id!r} is live: try out another one")
+        return self._write(current._replace(experiment=experiment))
+
+    def stop_experiment(self) -> Live:
+        """Leave the live release alone again."""
+        return self._write(self.live()._replace(experiment=None))
+
+    def _write(self, live: Live) -> Live:
+        experiment = live.experiment
+        storage.write_json(storage.join(self.root, LIVE), {
+            **live._asdict(), "experiment": None if experiment is None else experiment.to_json(),
+        })
+        log.info("%s: live is %s, before it %s, challenger %s", self.root, *live)
+        return live
+
     def _is_complete(self, release_id: str) -> bool:
         return bool(ID.fullmatch(release_id)) and storage.exists(
             storage.join(self.root, release_id, MANIFEST)
         )
 
-    def _live_id(self) -> str | None:
+    def _live(self) -> Live | None:
         try:
-            return self.live().release_id
+            return self.live()
         except ReleaseNotFoundError:
             return None
 

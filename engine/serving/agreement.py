@@ -2,8 +2,8 @@
 
     Retriever.find(live)  ->  Found by r  ->  Scorer.rank by r  ->  Ranking by r
 
-While a promotion reaches the replicas they may differ. Then the scorer names the release that it
-holds, and the retriever, which keeps the previous one, answers again from that.
+While a promotion or an experiment reaches the replicas they may differ. Then the scorer names the
+release that it holds, and the retriever, which keeps the previous one, answers again from that.
 
 A user's requests go to the same scorer where the config routes by session: it may have kept their
 prefix. Where a scorer dies, they are asked once more; where none answers in time, all are too busy
@@ -55,6 +55,17 @@ async def rank_by_one_release(
             return found, ranking
         release_id = ranking.held_id
     raise ReleaseNotFoundError("retriever and scorer hold no release in common yet; try again")
+
+
+async def rank_by(
+    retriever: Handle, scorer: Handle, query: Query, release_id: str
+) -> Ranking | None:
+    """Return how one release ranks; None where retriever or scorer does not hold it."""
+    found = await retriever.find.remote(query, release_id)
+    if isinstance(found, Unavailable):
+        return None
+    ranking = found.ranking or await _rank(retriever, scorer, found.task, release_id)
+    return ranking if isinstance(ranking, Ranking) else None
 
 
 async def _rank(

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -21,13 +22,16 @@ class Groups(Generic[Item, Found]):
     def __init__(
         self, run: Callable[[list[Item]], Awaitable[list[Found]]], limit: int,
         size: Callable[[Item], int] = lambda item: 1, wait_s: float = 0.0,
+        turn: AbstractAsyncContextManager[None] | None = None,
     ) -> None:
         """`run` returns one result for each item, in order.
 
         A group's sizes add up to at most `limit`, unless one item alone is larger. `wait_s`: how
-        long the first call waits for company.
+        long the first call waits for company. `turn` is held while a group is formed and runs: a
+        lock that other Groups hold, too, lets one run at a time.
         """
         self._run, self._limit, self._size, self._wait_s = run, limit, size, wait_s
+        self._turn = nullcontext() if turn is None else turn
         self._waiting: deque[tuple[Item, asyncio.Future[Found]]] = deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -50,8 +54,9 @@ class Groups(Generic[Item, Found]):
         try:
             if self._wait_s > 0:
                 await asyncio.sleep(self._wait_s)
-            while group := self._next_group():
-                await self._answer(group)
+            while self._waiting:
+                async with self._turn:
+                    await self._answer(self._next_group())
         finally:
             self._running = None
 
@@ -69,6 +74,8 @@ class Groups(Generic[Item, Found]):
         return group
 
     async def _answer(self, group: list[tuple[Item, "asyncio.Future[Found]"]]) -> None:
+        if not group:               # all of it left
+            return
         try:
             results = await self._run([item for item, _ in group])
             if len(results) != len(group):

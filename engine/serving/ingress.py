@@ -20,11 +20,13 @@ from ray.serve.context import _get_global_client
 
 from engine.config import ServingConfig
 from engine.recommender import lookup
+from engine.recommender.ranking import Ranking
 from engine.serving import checks, faults, pages
 from engine.serving.access import Access, Right
 from engine.serving.agreement import Handle, no_release, rank_by_one_release
-from engine.serving.groups import Groups
+from engine.serving.logs import log_with_serve
 from engine.serving.metrics import AnswerMetrics
+from engine.serving.records import Records, impression_of
 from engine.serving.releases import ReplicaState, Unavailable
 from engine.serving.retriever import SentEvent, SentUser
 from engine.serving.schemas import (
@@ -58,7 +60,6 @@ from engine.serving.schemas import (
     UsersAnswer,
     UsersRequest,
 )
-from engine.state.impressions import Impression, ShownItem
 from engine.state.items import SentItem
 
 api = FastAPI(
@@ -74,10 +75,6 @@ log = logging.getLogger(__name__)
 BROADCAST_TIMEOUT_S = 5.0
 EMBED_TIMEOUT_S = 5.0
 """How long who sends items waits until their texts are read; that goes on afterwards."""
-GROUP_ANSWERS = 100
-"""Answers that are stored with one call."""
-MAX_UNSTORED = 10_000
-"""Answers that may wait for that; more are not stored."""
 UserId = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Text = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
@@ -98,16 +95,6 @@ def listening_hosts() -> list[str]:
     return [*hosts, "0.0.0.0"] if grpc.grpc_servicer_functions else hosts
 
 
-def impression_of(answer: RecommendAnswer, user_id: str | None, asked_s: int) -> Impression:
-    """Return what is kept of an answer (user_id None: a guest's)."""
-    items = [
-        ShownItem(item.item_id, item.score, item.crm_score, item.llm_score)
-        for item in answer.items
-    ]
-    request_id = answer.request_id or ""
-    return Impression(request_id, user_id, answer.release_id, answer.mode, asked_s, items)
-
-
 def _tuples(fields: Fields) -> dict[str, tuple[str, ...]]:
     return {name: tuple(values) for name, values in fields.items() if values}
 
@@ -124,34 +111,38 @@ class Ingress:
     def __init__(
         self, config: ServingConfig, retriever: Handle, scorer: Handle
     ) -> None:
-        self._recording: set[asyncio.Task[None]] = set()    # `__del__` reads it
+        log_with_serve()
+        self.metrics = AnswerMetrics()
+        self.records = Records(retriever, scorer, self.metrics)     # `__del__` reads it
         self.access = Access.of_environment()
         self.access.check_listeners(listening_hosts())
-        self.metrics = AnswerMetrics()
         self.config = config
         self.retriever = retriever
         self.scorer = scorer
-        self._impressions = Groups(self._record_together, GROUP_ANSWERS)
 
     async def __del__(self) -> None:
         """Store what is not stored yet; Serve waits for it."""
-        await asyncio.gather(*self._recording)
+        await self.records.close()
 
     @api.post("/v1/recommend")
     async def recommend(self, request: RecommendRequest) -> RecommendAnswer:
         """Return the best items for a user or a guest."""
-        asked_s = int(time.time())
+        asked_s = time.time()
         query = checks.recommend_query(request, self.config)
-        answer = await self._answer(query)
+        answer, found, ranking = await self._answer(query)
         answer.request_id = uuid.uuid4().hex
         if request.record and self.config.impression_days > 0:
-            self._keep(impression_of(answer, query.user_id, asked_s))
+            given = impression_of(ranking, answer.request_id, query.user_id, int(asked_s))
+            self.records.keep(given)
+            if found.shadow_id is not None:
+                self.records.shadow(query, found.shadow_id, given, query.answer_by_s - asked_s)
         return answer
 
     @api.post("/v1/score")
     async def score(self, request: ScoreRequest) -> RecommendAnswer:
         """Return all scores of the items named, best first."""
-        return await self._answer(checks.score_query(request, self.config))
+        answer, _, _ = await self._answer(checks.score_query(request, self.config))
+        return answer
 
     @api.post("/v1/events")
     async def append(self, request: EventsRequest, key: Key) -> EventsAnswer:
@@ -282,14 +273,17 @@ class Ingress:
         """Tell that the process answers."""
         return HealthAnswer()
 
-    async def _answer(self, query: lookup.Query) -> RecommendAnswer:
+    async def _answer(
+        self, query: lookup.Query
+    ) -> tuple[RecommendAnswer, lookup.Found, Ranking]:
+        """Return the answer, and what it was made of."""
         start = time.perf_counter()
         found, ranking = await rank_by_one_release(self.retriever, self.scorer, query)
         total_ms = round((time.perf_counter() - start) * 1000, 3)
         stage_ms = {**found.stage_ms, **ranking.stage_ms, "total": total_ms}
         self.metrics.count_answer(ranking, stage_ms)
         explanation = ranking.explanation
-        return RecommendAnswer(
+        answer = RecommendAnswer(
             release_id=ranking.release_id, mode=ranking.mode,
             items=[ItemAnswer.model_validate(item) for item in ranking.items],
             history=HistorySummary(
@@ -301,6 +295,7 @@ class Ingress:
                 None if explanation is None else ExplanationAnswer.model_validate(explanation)
             ),
         )
+        return answer, found, ranking
 
     async def _embed(self) -> bool:
         """Have a scorer read the texts of items that were sent; tell whether it did in time."""
@@ -314,26 +309,6 @@ class Ingress:
         except Exception as error:  # noqa: BLE001  whatever it is, the items are stored
             log.warning("items are stored, and not embedded yet: %s", error)
         return False
-
-    def _keep(self, impression: Impression) -> None:
-        """Store an answer; the client does not wait for it."""
-        if len(self._impressions) >= MAX_UNSTORED:
-            self.metrics.count_lost_impression()
-            return
-        recording = asyncio.create_task(self._try_to_record(impression))
-        self._recording.add(recording)      # a task without a reference may be collected
-        recording.add_done_callback(self._recording.discard)
-
-    async def _try_to_record(self, impression: Impression) -> None:
-        try:
-            await self._impressions.ask(impression)
-        except Exception as error:  # noqa: BLE001  whatever it is, the answer was given
-            self.metrics.count_lost_impression()
-            log.warning("answer %s is not stored: %s", impression.request_id, type(error).__name__)
-
-    async def _record_together(self, impressions: list[Impression]) -> list[None]:
-        await self.retriever.record.remote(impressions)
-        return [None] * len(impressions)
 
     async def _state(self) -> ReleaseAnswer:
         """Ask every replica."""

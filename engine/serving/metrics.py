@@ -1,6 +1,7 @@
 """What Prometheus reads of the service, beside what Ray Serve exports (requests, errors, queues).
 
-    ingress              lifelora_{answers,events,items,stage_ms,gate_entropy,impressions_lost}
+    ingress              lifelora_{answers,shadows,events,items,stage_ms,gate_entropy,
+                                   impressions_lost,shadows_lost}
     scorer               lifelora_batch_requests, lifelora_prefix_{hits,misses,bytes}
     retriever, scorer    lifelora_release, lifelora_release_refused
 
@@ -55,6 +56,13 @@ class AnswerMetrics:
         self._events = Counter("lifelora_events", "Events sent, by status.", ("status",))
         self._items = Counter("lifelora_items", "Items sent, by status.", ("status",))
         self._lost = Counter("lifelora_impressions_lost", "Answers that could not be stored.")
+        self._shadows = Counter(
+            "lifelora_shadows", "Answers for the record alone, by mode and release.",
+            ("mode", "release_id"),     # type: ignore[arg-type]
+        )
+        self._lost_shadows = Counter(
+            "lifelora_shadows_lost", "Answers for the record alone that were not made."
+        )
 
     def count_answer(self, ranking: Ranking, stage_ms: Mapping[str, float]) -> None:
         """Count one answer."""
@@ -75,6 +83,14 @@ class AnswerMetrics:
     def count_lost_impression(self) -> None:
         """Count an answer that was given but not stored."""
         self._lost.inc()
+
+    def count_shadow(self, ranking: Ranking) -> None:
+        """Count an answer that was made for the record alone."""
+        self._shadows.inc(tags={"mode": ranking.mode, "release_id": ranking.release_id})
+
+    def count_lost_shadow(self) -> None:
+        """Count one that should have been made and was not."""
+        self._lost_shadows.inc()
 
 
 def _count(counter: Counter, states: Iterable[str]) -> None:
@@ -128,7 +144,10 @@ class ReleaseMetrics:
     def show(self) -> None:
         """Show the state of now; what was shown before and is no longer so becomes 0."""
         state = self._releases.state()
-        named = {"live": state.release_id, "previous": state.previous_id}
+        challenger = None if state.experiment is None else state.experiment.release_id
+        named = {
+            "live": state.release_id, "previous": state.previous_id, "challenger": challenger,
+        }
         held = {(found, name) for name, found in named.items() if found is not None}
         for release_id, name in held | self._shown:
             is_held = (release_id, name) in held

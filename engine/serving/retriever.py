@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, repeat
 
@@ -13,15 +13,17 @@ from ray import serve
 from sqlalchemy.exc import SQLAlchemyError
 
 from engine.config import ServingConfig
-from engine.errors import EngineError, RequestError
+from engine.errors import EngineError, RequestError, UnknownItemError
 from engine.recommender.catalogue import CatalogueFacts, catalogue_facts
 from engine.recommender.feed import Feed
 from engine.recommender.feedback import read_feedback
+from engine.recommender.loading import load_release
 from engine.recommender.lookup import Found, Query, ShownEvent, find, find_popular, user_events
 from engine.recommender.ranking import Ranking, RankTask, rank, rank_popular
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.recommender.titles import NamedItem, TitleSearch
 from engine.serving.groups import Groups
+from engine.serving.logs import log_with_serve
 from engine.serving.metrics import ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
@@ -78,6 +80,7 @@ class Retriever:
     """Reads and writes events; finds what the scorer shall rank."""
 
     def __init__(self, config: ServingConfig) -> None:
+        log_with_serve()
         torch.set_num_threads(1)
         self.config = config
         self.database = open_database(config.database_url)
@@ -103,11 +106,20 @@ class Retriever:
         return self.releases.state()
 
     async def find(self, query: Query, release_id: str | None) -> Found | Unavailable:
-        """Return the history and candidates by one release (None: the live one)."""
-        release = self.releases.find(release_id)
+        """Return the history and candidates by one release (None: the one that answers the user).
+        """
+        release = self.releases.find(release_id, query.user_id)
         if isinstance(release, Unavailable):
             return release
-        return await asyncio.to_thread(self._find, release, query)
+        live = self.releases.held.live
+        try:
+            found = await asyncio.to_thread(self._find, release, query)
+        except UnknownItemError:
+            if release_id is not None or live is None or release is live:
+                raise
+            found = await asyncio.to_thread(self._find, live, query)    # the challenger is older
+        shadow_id = self.releases.held.shadow_of(query.user_id)
+        return replace(found, shadow_id=None if shadow_id == found.release_id else shadow_id)
 
     def _find(self, release: LoadedRelease, query: Query) -> Found:
         current = self.feed.current(release)
@@ -137,7 +149,7 @@ class Retriever:
 
     async def user_events(self, user_id: str, limit: int) -> list[ShownEvent] | Unavailable:
         """Return a user's newest events, newest first."""
-        release = await self._current()
+        release = await self._current(user_id)
         if isinstance(release, Unavailable):
             return release
         return await asyncio.to_thread(user_events, release, self.database, user_id, limit)
@@ -180,10 +192,15 @@ class Retriever:
 
     async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
         """Store events; each is on disk (or refused) when this returns."""
-        release = await self._current()
-        if isinstance(release, Unavailable):
-            return release
-        read = [read_event(release, event) for event in events]
+        found = {user_id: self.releases.find(None, user_id)
+                 for user_id in {event.user_id for event in events}}
+        current: dict[LoadedRelease | Unavailable, LoadedRelease] = {}
+        for release in found.values():
+            if isinstance(release, Unavailable):
+                return release
+            if release not in current:
+                current[release] = await asyncio.to_thread(self.feed.current, release)
+        read = [read_event(current[found[event.user_id]], event) for event in events]
         good = [event for event in read if isinstance(event, Event)]
         statuses = iter(await self._events.ask(good) if good else [])
         return [next(statuses) if isinstance(each, Event) else each for each in read]
@@ -194,9 +211,9 @@ class Retriever:
         statuses = iter(await asyncio.to_thread(append, self.database, together))
         return [list(islice(statuses, len(group))) for group in groups]
 
-    async def _current(self) -> LoadedRelease | Unavailable:
-        """Return the live release over today's catalogue."""
-        release = self.releases.find(None)
+    async def _current(self, user_id: str | None = None) -> LoadedRelease | Unavailable:
+        """Return the release that answers a user (None: a guest) over today's catalogue."""
+        release = self.releases.find(None, user_id)
         if isinstance(release, Unavailable):
             return release
         return await asyncio.to_thread(self.feed.current, release)

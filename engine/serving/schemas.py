@@ -330,11 +330,23 @@ class RefusalAnswer(Answer):
     reason: str
 
 
+class ExperimentAnswer(Answer):
+    """A challenger of the live release, and whom it answers."""
+
+    release_id: str
+    share: float
+    """Of all users."""
+    is_shadow: bool
+    """Whether it answers beside the live release, for the record alone."""
+    started_s: int
+
+
 class ReplicaAnswer(Answer):
     """What one replica holds."""
 
     release_id: str | None
     previous_id: str | None
+    experiment: ExperimentAnswer | None
     change: int
     refusal: RefusalAnswer | None
 

@@ -1,10 +1,12 @@
 """CRM, gates and language model with its bank: the second half of an answer.
 
 Requests that wait while others are ranked share the next forward pass: different users, each under
-its own mix.
+its own mix. Those of another release have a pass of their own, so a challenger takes time from the
+live release's passes, but no place in them.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,14 +16,18 @@ from ray import serve
 from engine.config import ServingConfig
 from engine.recommender.deadlines import Pace
 from engine.recommender.feed import Embedded, Embedder, Feed
+from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.serving.groups import Groups
+from engine.serving.logs import log_with_serve
 from engine.serving.metrics import BatchMetrics, ReleaseMetrics, shown
 from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
+
+log = logging.getLogger(__name__)
 
 LATE_S = 60.0
 """How often a scorer looks for items that could not be embedded when they came, or that another
@@ -36,6 +42,7 @@ class Scorer:
     """Ranks candidates."""
 
     def __init__(self, config: ServingConfig) -> None:
+        log_with_serve()
         torch.set_num_threads(config.threads)
         self.database = open_database(config.database_url)
         self.feed, self._embedder = Feed(self.database), Embedder(self.database)
@@ -43,17 +50,13 @@ class Scorer:
         self.releases = ReleaseHolder(load, prepare=self.feed.current)
         self._embedding = Groups(self._embed_together, MAX_WAITING)
         self._late = Periodic(LATE_S, self.embed_late)
+        self._config = config
         self._cache = PrefixCache(config.prefix_cache_mib * 2**20)
-        metrics, pace = BatchMetrics(self._cache), Pace()
-        self._gauges = shown(ReleaseMetrics(self.releases).show, metrics.show)
-
-        async def rank_batch(jobs: list[Job]) -> list[Ranking]:
-            """Rank a batch off the event loop; there is one batch at a time."""
-            rankings = await asyncio.to_thread(rank_jobs, jobs, self._cache, pace)
-            metrics.count_batch(len(jobs))
-            return rankings
-
-        self._groups = Groups(rank_batch, config.max_batch_size, wait_s=config.batch_wait_s)
+        self._metrics = BatchMetrics(self._cache)
+        self._gauges = shown(ReleaseMetrics(self.releases).show, self._metrics.show)
+        self._groups: dict[str, Groups[Job, Ranking | Exception]] = {}
+        """By release."""
+        self._one_batch = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, object]) -> None:
         """Follow the registry's `live` file."""
@@ -76,18 +79,41 @@ class Scorer:
             return release
         if task.revision > 0:
             release = await asyncio.to_thread(self.feed.current, release, task.revision)
-        return await self._groups.ask((release, task))
+        ranking = await self._group(release_id).ask((release, task))
+        if isinstance(ranking, Exception):
+            raise ranking
+        return ranking
+
+    def _group(self, release_id: str) -> Groups[Job, Ranking | Exception]:
+        """Return where the requests of a release wait; those of releases that went are dropped."""
+        if release_id not in self._groups:
+            pace = Pace()
+
+            async def rank_batch(jobs: list[Job]) -> list[Ranking | Exception]:
+                """Rank a batch off the event loop; there is one batch at a time."""
+                rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
+                self._metrics.count_batch(len(jobs))
+                return rankings
+
+            held = {key: each for key, each in self._groups.items()
+                    if self.releases.held.get(key) is not None}
+            self._groups = held | {release_id: Groups(
+                rank_batch, self._config.max_batch_size, wait_s=self._config.batch_wait_s,
+                turn=self._one_batch,
+            )}
+        return self._groups[release_id]
 
     async def embed(self) -> bool:
         """Read the texts of the newest items; tell whether all that were sent are read."""
         return (await self._embedding.ask(None)).is_all
 
     async def _embed_together(self, callers: list[None]) -> list[Embedded]:
-        release = self.releases.find(None)
-        if isinstance(release, Unavailable):
-            return [Embedded(0, is_all=False)] * len(callers)
-        embedded = await asyncio.to_thread(self._embedder.embed, release)
-        return [embedded] * len(callers)
+        found = [
+            await asyncio.to_thread(self._embedder.embed, release)
+            for release in self.releases.held.answering()
+        ]
+        is_all = bool(found) and all(each.is_all for each in found)
+        return [Embedded(sum(each.items for each in found), is_all)] * len(callers)
 
     async def embed_late(self) -> None:
         """Read what nobody waits for any more, as long as that gets on."""
@@ -95,6 +121,21 @@ class Scorer:
             embedded = await self._embedding.ask(None)
             if embedded.is_all or embedded.items == 0:
                 return
+
+
+def rank_each(
+    jobs: Sequence[Job], cache: PrefixCache | None = None, pace: Pace | None = None
+) -> list[Ranking | Exception]:
+    """Rank jobs together; where that fails, each alone: what is wrong with one request fails no
+    other one.
+    """
+    try:
+        return [*rank_jobs(jobs, cache, pace)]
+    except Exception as error:  # noqa: BLE001  it is the caller's
+        if len(jobs) == 1:
+            return [error]
+        log.warning("a batch of %d requests failed, each is ranked alone: %r", len(jobs), error)
+        return [found for job in jobs for found in rank_each([job], cache, pace)]
 
 
 def rank_jobs(

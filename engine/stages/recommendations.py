@@ -28,9 +28,10 @@ from engine.data.schema import RECOMMENDATIONS, part_name
 from engine.errors import ConfigError, DataError
 from engine.recommender.candidates import Filters
 from engine.recommender.feed import Feed
+from engine.recommender.loading import check_release, load_release
 from engine.recommender.lookup import Query, answer, find
 from engine.recommender.ranking import Ranking
-from engine.recommender.release import LoadedRelease, check_release, load_release
+from engine.recommender.release import LoadedRelease
 from engine.releases.registry import Registry
 from engine.stages.partitions import map_with_actors, takes_gpu
 from engine.stages.progress import counted

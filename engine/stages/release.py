@@ -15,8 +15,10 @@ from engine.data.splits import read_timeline
 from engine.errors import ReleaseError
 from engine.models.base import base_model_digest
 from engine.models.popularity import FILE as POPULARITY
+from engine.recommender.golden import FILE as GOLDEN
 from engine.releases.registry import Registry
 from engine.stages.adapters import LEARNING
+from engine.stages.golden import ask_golden
 from engine.stages.items import VECTORS
 from engine.stages.prompts import make_builder
 
@@ -41,17 +43,19 @@ class Parts:
         ]
 
 
-def publish_release(config: EngineConfig, parts: Parts) -> str:
-    """Publish the release unless the registry has it; return its id."""
+def publish_release(run: str, config: EngineConfig, parts: Parts) -> str:
+    """Publish the release, with golden requests, unless the registry has it; return its id."""
     bank = storage.read_json(parts.bank.path("bank.json"))
     if bank["crm_key"] != parts.crm.key:
         raise ReleaseError(
             f"the bank was trained under CRM {bank['crm_key']}, not {parts.crm.key}; train it again"
         )
+    files, facts = release_files(parts), release_facts(config, parts)
+    golden = ask_golden(run, config, parts.all(), files, facts)
     registry = Registry(config.run.registry)
-    release_id = artifact_key("release", {}, parts.all())
+    release_id = artifact_key("release", {}, [*parts.all(), golden])
     if release_id not in registry.list():
-        registry.publish(release_id, release_files(parts), release_facts(config, parts))
+        registry.publish(release_id, {**files, GOLDEN: golden.path(GOLDEN)}, facts)
     return release_id
 
 

@@ -32,9 +32,10 @@ from engine.models.base import worker_dtype
 from engine.models.crm_examples import UserSlates, score_slates
 from engine.recommender.candidates import Filters, popular_items
 from engine.recommender.language import Reading, read_prompts, score_readings
+from engine.recommender.loading import load_release
 from engine.recommender.lookup import Query, answer, choose, history_limit
 from engine.recommender.ranking import Ranking, StageClock, best_first
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.releases.registry import Registry
 from engine.stages.exam import SAMPLE_FILE
 from engine.stages.partitions import map_with_actors, takes_gpu

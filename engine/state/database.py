@@ -2,7 +2,7 @@
 
     events        event_id, user_id, item_id, timestamp_s, rating, label, received_s, request_id
     deletions     user_id, deleted_s
-    impressions   request_id, user_id, release_id, mode, asked_s, items
+    impressions   request_id, user_id, release_id, mode, asked_s, items, shadow_of
     items         item_id, title, fields, is_withdrawn, first_revision, text_revision, revision
     item_vectors  item_id, encoder, text_revision, vector
     profiles      user_id, fields
@@ -13,6 +13,7 @@ on disk before it returns); PostgreSQL serves a cluster.
 
 import fcntl
 import logging
+import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,11 @@ from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import (
     JSON,
+    URL,
     BigInteger,
     Boolean,
     Column,
@@ -43,7 +47,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql.dml import Insert
 
 from engine.errors import ConfigError
@@ -97,6 +101,7 @@ IMPRESSIONS = Table(
     Column("mode", String, nullable=False),
     Column("asked_s", BigInteger, nullable=False),
     Column("items", JSON, nullable=False),
+    Column("shadow_of", BYTE_ORDER),
     Index("impressions_of_user", "user_id"),
     Index("impressions_by_time", "asked_s"),
 )
@@ -142,9 +147,35 @@ def open_database(url: str) -> Engine:
     return engine
 
 
+def open_existing(url: str) -> Engine:
+    """Connect to a database that a service of this version opened, leaving the schema as it is.
+
+    Raises ConfigError if there is none, or if its service is of another version.
+    """
+    shown = _parse(url).render_as_string()      # without a password
+    if not database_exists(url):
+        raise ConfigError(f"no service has run on database {shown!r}")
+    engine = connect(url)
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    wanted = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    if found == wanted:
+        return engine
+    engine.dispose()
+    if found is None:
+        raise ConfigError(f"no service has run on database {shown!r}")
+    raise ConfigError(
+        f"database {shown!r} has revision {found!r}, this version reads {wanted!r}: its service "
+        "must be of the same version"
+    )
+
+
 def database_exists(url: str) -> bool:
-    """Tell whether a SQLite file is there; a server is asked when it is opened."""
-    parsed = make_url(url)
+    """Tell whether a SQLite file is there; a server is asked when it is opened.
+
+    Raises ConfigError if the URL is none.
+    """
+    parsed = _parse(url)
     is_file = parsed.get_backend_name() == "sqlite"
     return not is_file or Path(str(parsed.database)).expanduser().is_file()
 
@@ -155,6 +186,15 @@ def writing(engine: Engine) -> Engine:
     A transaction that reads first and writes later could otherwise fail when another one commits.
     """
     return engine.execution_options(write=True)
+
+
+def snapshot(engine: Engine) -> Engine:
+    """Return the engine for transactions whose statements all see one state of the database.
+
+    SQLite's always do. Nobody who writes waits for them.
+    """
+    is_sqlite = engine.dialect.name == "sqlite"
+    return engine if is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
 
 
 def upsert(
@@ -210,21 +250,18 @@ def _lock(connection: Connection, key: int, function: str = "pg_advisory_xact_lo
 
 def connect(url: str) -> Engine:
     """Connect, leaving the schema as it is. Raises as `open_database`."""
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "postgresql":
-            return create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True,
-                isolation_level="READ COMMITTED",   # who waited for a lock sees what was committed
-                hide_parameters=True,           # an error must not tell whose rows they were
-            )
-        if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-            raise ConfigError(
-                f"database {parsed.render_as_string()!r} is not supported; "
-                "use sqlite:///folder/file.db or postgresql://user@host/name"
-            )
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise ConfigError(f"database URL {url!r} is not valid: {error}") from error
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True,
+            isolation_level="READ COMMITTED",   # who waited for a lock sees what was committed
+            hide_parameters=True,           # an error must not tell whose rows they were
+        )
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise ConfigError(
+            f"database {parsed.render_as_string()!r} is not supported; "
+            "use sqlite:///folder/file.db or postgresql://user@host/name"
+        )
     file = Path(str(parsed.database)).expanduser().resolve()
     file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
@@ -234,6 +271,14 @@ def connect(url: str) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:        # ValueError: the port is no number
+        shown = re.sub(r"//.*@", "//...@", url)         # who reads this need not know the password
+        raise ConfigError(f"database URL {shown!r} is not valid: {error}") from None
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

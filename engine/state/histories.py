@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, literal, select
 
-from engine.state.database import EVENTS, lock_to_store, upsert, writing
+from engine.state.database import EVENTS, lock_to_store, rows_of, upsert, writing
 from engine.state.deletions import deletion_times
 
 SEED_CHUNK = 10_000
 ID_CHUNK = 10_000
-"""User ids that are fetched at a time."""
+"""User ids, or events, that are fetched at a time."""
 SEED_PREFIX = "seed:"
 """Begins the event ids of seeded interactions; no client may use it."""
 
@@ -57,6 +57,19 @@ def user_ids(engine: Engine) -> Iterator[str]:
         yield from connection.execution_options(yield_per=ID_CHUNK).scalars(statement)
 
 
+def all_events(engine: Engine) -> Iterator[tuple[str, PastEvent]]:
+    """Yield every event with its user, by user and time, as of one moment; holds a read transaction
+    meanwhile.
+    """
+    columns = (EVENTS.c.item_id, EVENTS.c.timestamp_s, EVENTS.c.rating, EVENTS.c.label)
+    order = (EVENTS.c.user_id, EVENTS.c.timestamp_s, EVENTS.c.item_id, EVENTS.c.event_id)
+    statement = select(EVENTS.c.user_id, *columns).order_by(*order)
+    with engine.connect() as connection:
+        rows = connection.execution_options(yield_per=ID_CHUNK).execute(statement)
+        for user_id, *event in rows:
+            yield user_id, PastEvent(*event)
+
+
 def some_user_ids(engine: Engine, prefix: str, limit: int) -> list[str]:
     """Return at most `limit` users who have an event and whose ids begin with a prefix, by code
     point. Costs a look into the index for each, however many events they have.
@@ -94,15 +107,16 @@ def seed(
     """Store whole histories by user; return the events read. Safe to repeat.
 
     An event's id is a hash of user, item, time and its number among equal ones, so seeding a longer
-    history later adds only what is new; rating and label follow the last import. What users did
-    before being deleted is left out. Works in batches: an interrupted seed is started again.
+    history later adds only what is new; rating and label follow the last import. Left out is what
+    users did before being deleted, and what they reported themselves: a history that was made of
+    stored events comes back. Works in batches: an interrupted seed is started again.
     """
     read = 0
     rows = _seed_rows(histories, received_s)
     while chunk := list(islice(rows, SEED_CHUNK)):
         with writing(engine).begin() as connection:
             lock_to_store(connection)
-            if kept := _without_deleted(connection, chunk):
+            if kept := _without_reported(connection, _without_deleted(connection, chunk)):
                 statement = upsert(engine, EVENTS, "event_id", replaced=("rating", "label"))
                 connection.execute(statement, kept)
         read += len(chunk)
@@ -112,6 +126,22 @@ def seed(
 def _without_deleted(connection: Connection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     deleted = deletion_times(connection, {row["user_id"] for row in rows})
     return [row for row in rows if row["timestamp_s"] > deleted.get(row["user_id"], -1)]
+
+
+def _without_reported(
+    connection: Connection, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the rows of which no event is stored under an id of a client's own."""
+    columns = EVENTS.c.user_id, EVENTS.c.item_id, EVENTS.c.timestamp_s
+    statement = select(*columns).where(
+        func.substr(EVENTS.c.event_id, 1, len(SEED_PREFIX)) != SEED_PREFIX
+    )
+    users = {row["user_id"] for row in rows}
+    reported = {tuple(row) for row in rows_of(connection, statement, EVENTS.c.user_id, users)}
+    return [
+        row for row in rows
+        if (row["user_id"], row["item_id"], row["timestamp_s"]) not in reported
+    ]
 
 
 def _seed_rows(

@@ -37,8 +37,11 @@ class Impression:
     mode: str
     """Value of types.AnswerMode."""
     asked_s: int
+    """When the request came; of a shadow, not before that of the answer that was given."""
     items: Sequence[ShownItem]
     """Best first."""
+    shadow_of: str | None = None
+    """The request whose user saw another release's answer; None: this one was given."""
 
 
 def record(engine: Engine, impressions: Sequence[Impression]) -> int:

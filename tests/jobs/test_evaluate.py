@@ -18,7 +18,7 @@ from engine.artifacts import Artifact, open_artifact
 from engine.config import ServingConfig
 from engine.data.schema import EXAM_SCORES, RANKED_LISTS
 from engine.recommender.candidates import Filters
-from engine.recommender.release import load_release
+from engine.recommender.loading import load_release
 from engine.releases.registry import Registry
 from engine.stages.recommendations import Ask, recommend_batch
 from engine.state.database import open_database

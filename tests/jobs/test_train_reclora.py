@@ -25,6 +25,11 @@ def test_a_run_ends_with_a_live_verified_release_and_a_report(tiny_run: Any) -> 
     manifest = registry.verify(outcome.release_id)
     assert manifest.facts.mixing == "sum_of_products"
     assert manifest.facts.template_sha256
+    assert "golden.json" in manifest.files
+    [golden] = [name for name in storage.list_folders(config.run.root)
+                if name.startswith("golden-")]
+    left = storage.list_files(storage.join(config.run.root, golden))
+    assert sorted(left) == ["golden.json", "manifest.json"]         # the draft is gone
     assert "<html" in storage.read_bytes(outcome.report.path("index.html")).decode()
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.loading import load_release
+from engine.recommender.release import LoadedRelease
 from engine.state.database import open_database
 from engine.state.histories import PastEvent, seed
 from tests.tiny_release import TinyWorld, tiny_world

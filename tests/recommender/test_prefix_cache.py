@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from engine.models.attention import PrefixStates
 from engine.recommender.language import Reading, score_readings
+from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache, PrefixKey
 from engine.recommender.ranking import rank
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.types import FloatArray, SlatePrompt
 from tests.recommender.test_ranking import task_of
 from tests.tiny_release import TinyWorld
@@ -92,6 +93,18 @@ def test_a_second_request_reads_no_prefix_and_has_the_same_logits(
     assert cache.hits == 1
     np.testing.assert_allclose(first, plain, atol=1e-5)
     np.testing.assert_allclose(second, plain, atol=1e-5)
+
+
+def test_a_prefix_that_shall_not_be_kept_is_not(world: TinyWorld, release: LoadedRelease) -> None:
+    cache, task = PrefixCache(10**7), task_of(world, 1)
+    unkept = replace(task, is_prefix_kept=False)
+    for _ in range(2):
+        rank(release, [unkept], cache)
+        assert (cache.hits, cache.num_bytes) == (0, 0)
+    rank(release, [task], cache)
+    assert cache.num_bytes > 0
+    rank(release, [unkept], cache)          # what is there anyway may be read
+    assert cache.hits == 1
 
 
 def test_a_users_second_request_finds_the_prefix_whoever_asks_beside(

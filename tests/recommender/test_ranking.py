@@ -18,9 +18,10 @@ from engine.recommender.language import (
     score_readings,
     tokens_to_read,
 )
+from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import RankTask, rank, rank_popular, score_crm
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.release import LoadedRelease
 from engine.types import AnswerMode, GateInput, History, HistoryScope
 from tests.tiny_release import FUSION, TinyWorld
 

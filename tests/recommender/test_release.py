@@ -6,7 +6,8 @@ import pytest
 from engine import storage
 from engine.config import RetrievalConfig
 from engine.errors import ChecksumError, ReleaseError, ReleaseNotFoundError
-from engine.recommender.release import LoadedRelease, load_release
+from engine.recommender.loading import load_release
+from engine.recommender.release import LoadedRelease
 from engine.retrieval.cells import CellIndex
 from engine.retrieval.index import ExactIndex
 from tests.tiny_release import TinyWorld, tiny_world

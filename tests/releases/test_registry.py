@@ -1,6 +1,7 @@
 """Releases are whole, immutable and verified; one of them is live. On a folder and on S3."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from engine.errors import (
     ReleaseFormatError,
     ReleaseNotFoundError,
 )
+from engine.releases.experiment import Experiment
 from engine.releases.registry import Live, Registry
 
 FACTS: dict[str, Any] = {
@@ -268,3 +270,52 @@ def test_a_live_file_that_names_nothing_is_refused(registry: Registry) -> None:
         storage.write_bytes(storage.join(registry.root, "live.json"), data)
         with pytest.raises(ReleaseFormatError, match=r"live\.json"):
             registry.live()
+
+
+TRIED = Experiment("two", 0.25, False, 1_000)
+
+
+@pytest.fixture
+def three(registry: Registry, files: dict[str, str]) -> Registry:
+    """Three releases, the first one live."""
+    for release_id in ("one", "two", "three"):
+        registry.publish(release_id, files, FACTS)
+    registry.promote("one")
+    return registry
+
+
+def test_an_experiment_stands_beside_the_live_release(three: Registry) -> None:
+    assert three.start_experiment(TRIED) == three.live() == Live("one", None, TRIED)
+    shadow = replace(TRIED, release_id="three", is_shadow=True)
+    assert three.start_experiment(shadow) == Live("one", None, shadow)          # one at a time
+    assert three.stop_experiment() == three.live() == Live("one", None)
+    assert three.stop_experiment() == Live("one", None)
+
+
+def test_an_experiment_goes_on_until_its_release_is_promoted(three: Registry) -> None:
+    three.start_experiment(TRIED)
+    assert three.promote("three") == Live("three", "one", TRIED)
+    assert three.promote("three") == Live("three", "one", TRIED)
+    assert three.rollback() == Live("one", "three", TRIED)
+    assert three.promote("two") == three.live() == Live("two", "one")
+
+
+def test_what_cannot_be_tried_out_changes_nothing(three: Registry) -> None:
+    with pytest.raises(ReleaseError, match="'one' is live"):
+        three.start_experiment(replace(TRIED, release_id="one"))
+    with pytest.raises(ReleaseNotFoundError, match="'none'"):
+        three.start_experiment(replace(TRIED, release_id="none"))
+    storage.write_json(storage.join(three.folder("two"), "fusion.json"), {"bias": 0.25})
+    with pytest.raises(ChecksumError):
+        three.start_experiment(TRIED)
+    assert three.live() == Live("one", None)
+
+
+def test_live_files_of_before_and_of_later(three: Registry) -> None:
+    uri = storage.join(three.root, "live.json")
+    storage.write_json(uri, {"release_id": "two", "previous_id": "one"})
+    assert three.live() == Live("two", "one")
+    for wrong in ({"release_id": "three"}, {**TRIED.to_json(), "share": 7}, "three"):
+        storage.write_json(uri, {"release_id": "two", "previous_id": "one", "experiment": wrong})
+        with pytest.raises(ReleaseFormatError, match=r"live\.json is not of this version"):
+            three.live()

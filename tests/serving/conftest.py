@@ -81,6 +81,7 @@ def local_config(world: TinyWorld, database_url: str, port: int) -> dict[str, An
     config: dict[str, Any] = yaml.safe_load((REPO / "serve_configs/local.yaml").read_text())
     config["http_options"]["port"] = port
     application = config["applications"][0]
+    application["logging_config"] = {"encoding": "JSON"}    # as in prod.yaml
     application["args"] |= {
         "database_url": database_url, "model_cache": str(world.root), "device": "cpu",
         "threads": 1, "max_events": 50,

@@ -15,7 +15,7 @@ from ray.serve.exceptions import BackPressureError
 from engine.errors import ReleaseNotFoundError
 from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking, RankTask
-from engine.serving.agreement import SCORER_S, rank_by_one_release
+from engine.serving.agreement import SCORER_S, rank_by, rank_by_one_release
 from engine.serving.releases import Unavailable
 from engine.types import AnswerMode, History, Profile
 
@@ -150,6 +150,18 @@ def test_a_users_requests_have_one_session() -> None:
 def test_no_release_in_common_is_an_error(retriever: list[str], scorer: list[str]) -> None:
     with pytest.raises(ReleaseNotFoundError):
         answering_release(retriever, scorer)
+
+
+@pytest.mark.parametrize(("retriever", "scorer", "expected"), [
+    (["a", "b"], ["a", "b"], "b"), (["a"], ["a", "b"], None), (["a", "b"], ["a"], None),
+    ([], [], None),
+])
+def test_a_shadow_is_of_its_release_or_of_none(
+    retriever: list[str], scorer: list[str], expected: str | None
+) -> None:
+    halves: list[Any] = [FakeRetriever(retriever), FakeScorer(scorer)]
+    ranking = asyncio.run(rank_by(*halves, Query(k=1, user_id="u"), "b"))
+    assert (None if ranking is None else ranking.release_id) == expected
 
 
 DIED, BUSY = ActorDiedError(), BackPressureError(5, 4)

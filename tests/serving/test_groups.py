@@ -1,6 +1,7 @@
 import asyncio
 import contextvars
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -159,3 +160,29 @@ def test_periodic_work_goes_on_after_a_failure(caplog: pytest.LogCaptureFixture)
 
     do(test())
     assert "the database is away" in caplog.text
+
+
+def test_two_groups_take_turns_and_are_formed_in_theirs() -> None:
+    async def run() -> None:
+        turn, running, seen = asyncio.Lock(), [], []
+
+        async def work(name: str, items: list[int]) -> list[int]:
+            running.append(name)
+            assert len(running) == 1
+            seen.append((name, list(items)))
+            await asyncio.sleep(0.01)
+            running.pop()
+            return items
+
+        one, other = (Groups(partial(work, name), 10, turn=turn) for name in ("one", "other"))
+        first = asyncio.create_task(one.ask(1))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(other.ask(2))
+        left = asyncio.create_task(other.ask(3))
+        await asyncio.sleep(0)
+        late = asyncio.create_task(other.ask(4))        # while the other group runs
+        left.cancel()
+        assert await asyncio.gather(first, second, late) == [1, 2, 4]
+        assert seen == [("one", [1]), ("other", [2, 4])]
+
+    asyncio.run(run())

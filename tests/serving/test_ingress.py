@@ -12,14 +12,15 @@ from ray.exceptions import RayActorError
 from engine.config import ServingConfig
 from engine.errors import UnknownItemError
 from engine.recommender.feed import Feed
+from engine.recommender.loading import load_release
 from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking
-from engine.recommender.release import load_release
 from engine.serving.access import Access
-from engine.serving.groups import Groups
 from engine.serving.ingress import Ingress
+from engine.serving.records import MAX_SHADOWS, Records
+from engine.serving.releases import Unavailable
 from engine.serving.retriever import ItemStatus, Retriever
-from engine.serving.schemas import ItemsRequest, RecommendRequest
+from engine.serving.schemas import ItemsRequest, RecommendAnswer, RecommendRequest
 from engine.state.database import open_database
 from engine.state.deletions import Deletion
 from engine.state.impressions import Impression, read_impressions, record
@@ -35,13 +36,26 @@ class Replicas:
         self.recorded: list[Impression] = []
         self.broadcasts: list[str] = []
         self.is_away = False
+        self.shadow_id: str | None = None
+        self.delay_s = 1.1
+        self.held = {"r", "s"}
+        self.asked: list[Query] = []
+        self.problem: Any = None
+        """What a shadow runs into."""
         self.find, self.delete, self.record = (
             Mock(remote=each) for each in (self._find, self._delete, self._record)
         )
 
-    async def _find(self, *_: Any) -> Found:
-        await asyncio.sleep(1.1)
-        return Found("r", 0, [], ranking=Ranking("r", AnswerMode.POPULAR, []))
+    async def _find(self, query: Query, release_id: str | None) -> Found | Unavailable:
+        self.asked.append(query)
+        await asyncio.sleep(self.delay_s)
+        if release_id is not None and self.problem is not None:
+            await self.problem()
+        release_id = release_id or "r"
+        if release_id not in self.held:
+            return Unavailable(release_id, "r")
+        ranking = Ranking(release_id, AnswerMode.POPULAR, [])
+        return Found(release_id, 0, [], ranking=ranking, shadow_id=self.shadow_id)
 
     async def _delete(self, user_id: str) -> Deletion:
         return Deletion(user_id, 5, 0)
@@ -71,8 +85,7 @@ def ingress() -> Any:
     made = object.__new__(kind)
     made.access, made.metrics, made.config = Access(), Mock(), ServingConfig()
     made.retriever = made.scorer = Replicas()
-    made._impressions = Groups(made._record_together, 100)
-    made._recording = set()
+    made.records = Records(made.retriever, made.scorer, made.metrics)
     return made
 
 
@@ -112,6 +125,103 @@ def test_answers_that_cannot_be_stored_are_given_and_counted(
     assert ingress.metrics.count_lost_impression.call_count == 1
     assert "is not stored: OSError" in caplog.text
     assert "ann" not in caplog.text
+
+
+def ask_all(
+    ingress: Any, *requests: RecommendRequest, is_closed: bool = False
+) -> list[RecommendAnswer]:
+    """Return the answers to requests that come together, and wait for what is stored of them."""
+    async def ask() -> list[RecommendAnswer]:
+        ingress.retriever.delay_s = 0.01
+        answers = await asyncio.gather(*map(ingress.recommend, requests))
+        while not is_closed and ingress.records._shadows:
+            await asyncio.sleep(0.01)
+        await ingress.close()
+        return list(answers)
+
+    return asyncio.run(ask())
+
+
+def test_a_shadow_is_kept_and_not_given(ingress: Any) -> None:
+    ingress.retriever.shadow_id = "s"
+    [answer] = ask_all(ingress, RecommendRequest(user_id="ann", k=3, explain=True))
+    assert answer.release_id == "r"
+    given, shadow = sorted(ingress.retriever.recorded, key=lambda each: each.release_id)
+    assert (given.request_id, given.release_id, given.shadow_of) == (answer.request_id, "r", None)
+    assert shadow.shadow_of == answer.request_id != shadow.request_id
+    assert (shadow.release_id, shadow.user_id, shadow.asked_s) == ("s", "ann", given.asked_s)
+    first, second = ingress.retriever.asked
+    assert (first.k, first.user_id) == (second.k, second.user_id)
+    assert (first.with_explanation, second.with_explanation) == (True, False)
+    assert second.answer_by_s < time.time() + 11         # nobody waits for it without an end
+    assert (first.is_prefix_kept, second.is_prefix_kept) == (True, False)
+    ingress.metrics.count_shadow.assert_called_once()
+
+
+def test_who_is_not_recorded_has_no_shadow(ingress: Any) -> None:
+    ingress.retriever.shadow_id = "s"
+    ask_all(ingress, RecommendRequest(user_id="ann", record=False))
+    ingress.config = ServingConfig(impression_days=0)
+    ask_all(ingress, RecommendRequest(user_id="ann"))
+    assert len(ingress.retriever.asked) == 2
+    assert ingress.retriever.recorded == []
+
+
+def test_a_shadow_that_cannot_be_had_is_counted(
+    ingress: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    ingress.retriever.shadow_id = "s"
+    ingress.retriever.held = {"r"}
+    ask_all(ingress, RecommendRequest(user_id="ann"))
+    assert [each.release_id for each in ingress.retriever.recorded] == ["r"]
+    assert ingress.metrics.count_lost_shadow.call_count == 1
+
+
+def test_a_shadow_has_the_time_of_its_request(ingress: Any) -> None:
+    ingress.retriever.shadow_id = "s"
+    before_s = time.time()
+    ask_all(ingress, RecommendRequest(user_id="ann", deadline_ms=300))
+    given, shadow = ingress.retriever.asked
+    assert given.answer_by_s == pytest.approx(before_s + 0.3, abs=0.2)
+    assert shadow.answer_by_s > given.answer_by_s       # it began later
+    assert shadow.answer_by_s <= time.time() + 0.3
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("problem", ["fails", "hangs"])
+def test_what_happens_to_a_shadow_hurts_nobody(
+    ingress: Any, caplog: pytest.LogCaptureFixture, problem: str, is_closed: bool
+) -> None:
+    async def fail() -> None:
+        raise FloatingPointError("not a number")
+
+    async def hang() -> None:
+        await asyncio.sleep(600)
+
+    ingress.retriever.shadow_id = "s"
+    ingress.retriever.problem = {"fails": fail, "hangs": hang}[problem]
+    begin_s = time.monotonic()
+    [answer] = ask_all(
+        ingress, RecommendRequest(user_id="ann", deadline_ms=500), is_closed=is_closed
+    )
+    assert answer.release_id == "r"
+    assert [each.release_id for each in ingress.retriever.recorded] == ["r"]
+    assert time.monotonic() - begin_s < 60
+    if not is_closed:
+        assert ingress.metrics.count_lost_shadow.call_count == 1
+        assert "no shadow of" in caplog.text
+    ingress.metrics.count_shadow.assert_not_called()
+    ingress.metrics.count_lost_impression.assert_not_called()
+
+
+def test_shadows_do_not_pile_up(ingress: Any) -> None:
+    ingress.retriever.shadow_id = "s"
+    requests = [RecommendRequest(user_id=str(number)) for number in range(MAX_SHADOWS + 5)]
+    answers = ask_all(ingress, *requests)
+    assert len(answers) == MAX_SHADOWS + 5
+    kept = [each.release_id for each in ingress.retriever.recorded]
+    assert (kept.count("r"), kept.count("s")) == (MAX_SHADOWS + 5, MAX_SHADOWS)
+    assert ingress.metrics.count_lost_shadow.call_count == 5
 
 
 @pytest.mark.parametrize("problem", ["slow", "dead", "without a release"])

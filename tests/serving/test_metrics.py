@@ -114,8 +114,11 @@ def test_the_dashboard_shows_what_is_exported(service: Service) -> None:
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     shown = {name for query in queries for name in re.findall(r"\bray_[a-z_]+", query)}
     service.client.get("/nowhere")
-    # They appear with the first refusal, and the first loss.
-    seldom = {"ray_lifelora_release_refused", "ray_lifelora_impressions_lost_total"}
+    # They appear with the first refusal, the first loss and the first shadow.
+    seldom = {
+        "ray_lifelora_release_refused", "ray_lifelora_impressions_lost_total",
+        "ray_lifelora_shadows_total", "ray_lifelora_shadows_lost_total",
+    }
     exported = scrape().keys()
     deadline = time.monotonic() + 60
     while not shown - seldom <= exported:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from engine.errors import ReleaseError, ReleaseNotFoundError
-from jobs import promote, rollback
+from engine.releases.experiment import Experiment
+from engine.releases.registry import Live
+from jobs import experiment, promote, rollback
 from tests.tiny_release import TinyWorld, tiny_world
 
 
@@ -87,7 +89,7 @@ def test_an_address_without_a_dashboard_changes_nothing(
     arguments = ["--registry", world.registry_root, "--address", "http://127.0.0.1:1"]
     assert rollback.main(arguments) == 1
     assert "http://127.0.0.1:1" in capsys.readouterr().err
-    assert world.registry.live() == ("r2", "r1")
+    assert world.registry.live() == Live("r2", "r1")
 
 
 def test_a_change_that_does_not_arrive_says_how_to_go_on(
@@ -106,7 +108,7 @@ def test_a_change_that_does_not_arrive_says_how_to_go_on(
     arguments = ["--registry", world.registry_root, "--address", "http://x"]
     assert rollback.main(arguments) == 1
     assert "promote 'r1' again" in capsys.readouterr().err      # a second rollback would undo it
-    assert world.registry.live() == ("r1", "r2")
+    assert world.registry.live() == Live("r1", "r2")
 
 
 def test_an_endpoint_that_hangs_up_is_asked_again() -> None:
@@ -132,9 +134,9 @@ def test_promote_and_rollback_write_live_alone_without_an_address(world: TinyWor
     registry = ["--registry", world.registry_root]
     assert promote.main(["r1", *registry]) == 0
     assert promote.main(["r2", *registry]) == 0
-    assert world.registry.live() == ("r2", "r1")
+    assert world.registry.live() == Live("r2", "r1")
     assert rollback.main(registry) == 0
-    assert world.registry.live() == ("r1", "r2")
+    assert world.registry.live() == Live("r1", "r2")
 
 
 def test_a_relative_registry_starts_from_the_home_folder(
@@ -145,7 +147,7 @@ def test_a_relative_registry_starts_from_the_home_folder(
     registry = ["--registry", root.name]
     assert promote.main(["r1", *registry]) == promote.main(["r2", *registry]) == 0
     assert rollback.main(registry) == 0
-    assert world.registry.live() == ("r1", "r2")
+    assert world.registry.live() == Live("r1", "r2")
 
 
 def test_what_cannot_be_promoted_is_an_exit_code(
@@ -156,6 +158,39 @@ def test_what_cannot_be_promoted_is_an_exit_code(
     assert "'none'" in capsys.readouterr().err
     assert rollback.main(registry) == 1
     assert "error:" in capsys.readouterr().err
+
+
+def test_an_experiment_is_written_and_ended(
+    world: TinyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = ["--registry", world.registry_root]
+    world.registry.promote("r1")
+    assert experiment.main(["start", "r2", "--share", "0.125", *registry]) == 0
+    assert "r2 answers instead of r1: 12.5% of the users" in capsys.readouterr().out
+    live = world.registry.live()
+    assert live.experiment is not None
+    assert live == Live("r1", None, Experiment("r2", 0.125, False, live.experiment.started_s))
+    assert experiment.main(["start", "r2", "--share", "1", "--shadow", *registry]) == 0
+    assert "in the shadow of r1: 100.0%" in capsys.readouterr().out
+    shadow = world.registry.live().experiment
+    assert shadow is not None
+    assert shadow.is_shadow
+    assert experiment.main(["stop", *registry]) == 0
+    assert world.registry.live() == Live("r1", None)
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    (["start", "r1", "--share", "0.5"], "'r1' is live"),
+    (["start", "r2", "--share", "0"], "share: 0.0 is not above 0"),
+    (["start", "none", "--share", "0.5"], "'none' is not in"),
+])
+def test_an_experiment_that_makes_no_sense_is_an_exit_code(
+    world: TinyWorld, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    world.registry.promote("r1")
+    assert experiment.main([*arguments, "--registry", world.registry_root]) == 1
+    assert reason in capsys.readouterr().err
+    assert world.registry.live() == Live("r1", None)
 
 
 @pytest.fixture
@@ -225,3 +260,14 @@ def test_waiting_ends_at_the_end_of_its_time(
     states.append(state(("b", 2, None), ("a", 1, None)))
     with pytest.raises(ReleaseError, match="1 of 2 replicas"):
         promote.wait_for(url, "b", 2, timeout_s=0.1)
+
+
+def test_a_challenger_that_is_refused_hinders_no_promotion(
+    endpoint: tuple[str, list[dict[str, Any]]],
+) -> None:
+    url, states = endpoint
+    [replica] = state(("a", 2, "ChecksumError: bank differs"))["scorer"]      # of b, a challenger
+    states.append({"retriever": [], "scorer": [replica]})
+    promote.wait_for(url, "a", 2, timeout_s=30)
+    with pytest.raises(ReleaseError, match="bank differs"):
+        promote.wait_for(url, "b", 2, timeout_s=30)

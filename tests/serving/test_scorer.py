@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from engine.recommender.ranking import RankTask, rank
-from engine.recommender.release import LoadedRelease, load_release
-from engine.serving.scorer import rank_jobs
+from engine.recommender.loading import load_release
+from engine.recommender.ranking import Ranking, RankTask, rank
+from engine.recommender.release import LoadedRelease
+from engine.serving.scorer import rank_each, rank_jobs
 from tests.tiny_release import TinyWorld, tiny_world
 
 
@@ -46,3 +49,24 @@ def test_two_releases_of_other_seeds_score_otherwise(
     first, second = (rank(release, [task])[0].items for release in releases)
     assert [each.score for each in first] != [each.score for each in second]
 
+
+def test_what_is_wrong_with_one_request_fails_no_other(
+    world: TinyWorld, releases: list[LoadedRelease], caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [
+        RankTask(world.profiles.of(user_id), history, np.arange(1, 16), 5, 10)
+        for user_id, history in sorted(world.histories.items())[:3]
+    ]
+    tasks[1] = replace(tasks[1], candidates=np.array([10_000]))
+    whole = rank_each([(releases[0], tasks[0]), (releases[0], tasks[2])])
+    found = rank_each([(releases[0], task) for task in tasks])
+    assert isinstance(found[1], IndexError)
+    for ranking, expected in zip((found[0], found[2]), whole, strict=True):
+        assert isinstance(ranking, Ranking)
+        assert isinstance(expected, Ranking)
+        assert [each.item_id for each in ranking.items] == [
+            each.item_id for each in expected.items
+        ]
+    assert "a batch of 3 requests failed" in caplog.text
+    [alone] = rank_each([(releases[0], tasks[1])])
+    assert isinstance(alone, IndexError)

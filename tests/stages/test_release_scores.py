@@ -14,7 +14,7 @@ from engine.data.schema import part_name, users_schema
 from engine.data.splits import write_timeline
 from engine.errors import DataError, PromptError
 from engine.recommender.candidates import Filters
-from engine.recommender.release import load_release
+from engine.recommender.loading import load_release
 from engine.stages import release_scores
 from engine.stages.exam import Examined, read_titles, set_exam, unseen_period
 from engine.stages.recommendations import Ask, recommend_batch

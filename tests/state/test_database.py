@@ -8,7 +8,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
 from engine.errors import ConfigError
-from engine.state.database import METADATA, open_database
+from engine.state.database import METADATA, open_database, open_existing, writing
 from engine.state.events import Event, append
 from engine.state.histories import count_events
 
@@ -47,7 +47,29 @@ def test_sqlite_writes_ahead_and_syncs_every_commit(tmp_path: Path) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://h/db", "nonsense"])
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://h/db", "nonsense",
+                                 "postgresql://h:port/db"])
 def test_an_unsupported_url_is_refused_by_name(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"sqlite|mysql|nonsense"):
-        open_database(url)
+    for open_it in (open_database, open_existing):
+        with pytest.raises(ConfigError, match=r"sqlite|mysql|nonsense|h:port"):
+            open_it(url)
+
+
+def test_a_wrong_url_is_told_without_its_password() -> None:
+    with pytest.raises(ConfigError, match=r"postgresql://\.\.\.@h:port/db") as raised:
+        open_database("postgresql://me:secret@h:port/db")
+    assert "secret" not in str(raised.value)
+
+
+def test_who_only_reads_leaves_a_database_of_another_version_as_it_is(database: Engine) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    open_existing(url).dispose()
+    for revision in ("0001", "9999"):
+        with writing(database).begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = :it"),
+                               {"it": revision})
+        with pytest.raises(ConfigError, match=f"revision '{revision}', this version reads"):
+            open_existing(url)
+        with database.connect() as connection:
+            found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        assert found == revision

@@ -10,6 +10,7 @@ from engine.state.deletions import delete_user
 from engine.state.events import Event, append
 from engine.state.histories import (
     PastEvent,
+    all_events,
     count_events,
     newest_events,
     seed,
@@ -142,3 +143,34 @@ def test_newest_events_equal_a_sort_in_memory(
     ])
     expected = sorted(past, key=lambda each: (each.timestamp_s, each.item_id))[-limit:]
     assert newest_events(database, "u", limit) == expected
+
+
+def test_all_events_come_by_user_and_time(database: Engine) -> None:
+    assert list(all_events(database)) == []
+    append(database, [
+        Event("1", "b", "y", 20, 3.0, 0), Event("2", "ä", "x", 5, None, 1),
+        Event("3", "b", "x", 10, 5.0, 1), Event("4", "B", "x", 30, 1.0, 0),
+        Event("5", "b", "B", 20, 2.0, 0),
+    ])
+    assert list(all_events(database)) == [
+        ("B", PastEvent("x", 30, 1.0, 0)), ("b", PastEvent("x", 10, 5.0, 1)),
+        ("b", PastEvent("B", 20, 2.0, 0)), ("b", PastEvent("y", 20, 3.0, 0)),
+        ("ä", PastEvent("x", 5, None, 1)),
+    ]
+
+
+def test_what_users_reported_is_not_seeded_once_more(database: Engine) -> None:
+    """A training learned from stored events; its histories are seeded."""
+    append(database, [Event("own", "ann", "x", 10, None, 1)])
+    histories = [
+        ("ann", [PastEvent(item, time_s, 4.0, 1)
+                 for item, time_s in (("x", 10), ("y", 10), ("x", 11))]),
+        ("bob", [PastEvent("x", 10, 4.0, 1)]),
+    ]
+    for _ in range(2):
+        seed(database, histories)
+        assert [(user, event.item_id, event.timestamp_s, event.rating)
+                for user, event in all_events(database)] == [
+            ("ann", "x", 10, None), ("ann", "y", 10, 4.0), ("ann", "x", 11, 4.0),
+            ("bob", "x", 10, 4.0),
+        ]

@@ -19,8 +19,11 @@ ANSWER = Impression("r1", "ann", "release-1", "full", 1000, ITEMS)
 
 def test_an_answer_is_read_as_it_was_given(database: Engine) -> None:
     guest = replace(ANSWER, request_id="r2", user_id=None, mode="popular", items=[])
-    assert record(database, [ANSWER, guest]) == 2
-    assert read_impressions(database, ["r1", "r2", "r1", "never"]) == {"r1": ANSWER, "r2": guest}
+    shadow = replace(ANSWER, request_id="r3", release_id="release-2", shadow_of="r1")
+    assert record(database, [ANSWER, guest, shadow]) == 3
+    assert read_impressions(database, ["r1", "r2", "r3", "r1", "never"]) == {
+        "r1": ANSWER, "r2": guest, "r3": shadow,
+    }
     assert record(database, []) == 0
 
 
