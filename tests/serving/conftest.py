@@ -1,6 +1,7 @@
 """One application for this folder's tests, deployed as an operator does: by a config over REST."""
 
 import json
+import logging
 import shutil
 import socket
 import time
@@ -119,6 +120,16 @@ def answers_before_promotion(service: Service) -> dict[str, int]:
         **{path: service.post(path, body).status_code for path, body in bodies.items()},
         **{path: service.client.get(path).status_code for path in pages},
     }
+
+
+@pytest.fixture(autouse=True)
+def _engine_logs_as_before() -> Iterator[None]:
+    """What a deployment made in this process does to the engine's logger ends with its test."""
+    logger = logging.getLogger("engine")
+    before = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, level, logger.propagate = before
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="package")

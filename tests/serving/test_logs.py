@@ -21,15 +21,13 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """Return what Serve's logger gets; both loggers are afterwards as before."""
-    engine, handler = logging.getLogger("engine"), Lines()
-    before = [(each, each.handlers, each.level, each.propagate) for each in (engine, SERVE)]
+    """Return what Serve's logger gets."""
+    handler, handlers, level = Lines(), SERVE.handlers, SERVE.level
     SERVE.handlers = [handler]
     SERVE.setLevel(logging.INFO)
     yield handler
-    for logger, handlers, level, propagate in before:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
+    SERVE.handlers = handlers
+    SERVE.setLevel(level)
 
 
 def test_lines_go_to_serve_once_at_its_level(lines: Lines) -> None:
