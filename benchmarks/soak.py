@@ -248,7 +248,7 @@ def change_release(target: Target, release_id: str, *, corrupted: str | None) ->
     try:
         promote.wait_for(target.endpoint, release_id, number, CHANGE_TIMEOUT_S)
     except ReleaseError as error:
-        refusal = str(error)
+        refusal = str(error).replace(f"{target.registry.root}/", "")      # a folder of this run
     return Change(release_id, start_s, time.perf_counter(), refusal)
 
 
