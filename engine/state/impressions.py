@@ -37,7 +37,7 @@ class Impression:
     mode: str
     """Value of types.AnswerMode."""
     asked_s: int
-    """When the request came; of a shadow, not before that of the answer that was given."""
+    """When the request came, Unix time; a shadow has that of its answer."""
     items: Sequence[ShownItem]
     """Best first."""
     shadow_of: str | None = None

@@ -230,7 +230,7 @@ def comparable(requests: Sequence[AnsweredRequest]) -> list[str]:
 
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[list[Impression], list[Event]]:
-    """Return answers and events, close together in time; a shadow is asked with its answer."""
+    """Return answers and events, close together in time; a shadow has the time of its answer."""
     users, times = st.sampled_from(["ann", "bob"]), st.integers(0, 12)
     impressions = [
         impression(f"r{n}", draw(times), draw(st.sampled_from("abc")),
@@ -242,7 +242,6 @@ def logs(draw: st.DrawFn) -> tuple[list[Impression], list[Event]]:
         impressions.append(replace(
             beside, request_id=draw(st.sampled_from("qs")) + str(n), shadow_of=beside.request_id,
             release_id=draw(st.sampled_from("abc")),
-            asked_s=beside.asked_s + draw(st.integers(0, 1)),
         ))
     names = st.sampled_from([None, None, "unknown", *(each.request_id for each in impressions)])
     events = [
