@@ -448,6 +448,81 @@ class RetrievalConfig(Section):
     with filters looks into more. More of them cost time and find more of the exact answer."""
 
 
+class RolesConfig(Section):
+    """What rows may be used for, by user and time, so that a night can be judged on rows that
+    nothing ever learned from. The rest of the rows trains the CRM."""
+
+    judge: float = Field(default=0.2, gt=0, lt=1)
+    """Share of users whose rows only judge: they are never learned or counted."""
+    tune: float = Field(default=0.05, ge=0, lt=1)
+    """Share of users whose rows fit the fusion."""
+    bank: float = Field(default=0.1, gt=0, lt=1)
+    """Share of users whose rows train bank and gates, and never the CRM that they read."""
+    rotate_days: int = Field(default=28, ge=1)
+    """Every so many days the users change roles; a row keeps the role of its time."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw. It must not change as long as releases descend from one another."""
+
+    @model_validator(mode="after")
+    def _leave_rows_to_the_crm(self) -> Self:
+        if self.judge + self.tune + self.bank >= 1:
+            raise ValueError("judge + tune + bank must leave users to train the CRM")
+        return self
+
+
+class PromotionConfig(Section):
+    """When a challenger replaces the live release; differences are challenger - live, with 95%
+    intervals over users."""
+
+    loss_margin: float = Field(default=0.01, ge=0)
+    """Most by which the upper end of the rise in log loss may exceed zero, over all judged rows."""
+    auc_margin: float = Field(default=0.01, ge=0)
+    """Most by which the lower end of the change of AUC may fall below zero, over all judged rows.
+    """
+    slice_loss_margin: float = Field(default=0.005, ge=0)
+    """A slice holds the challenger back where its rise in log loss is above this for certain: the
+    lower end of the interval."""
+    min_slice_rows: int = Field(default=500, ge=1)
+    """Smaller slices are reported, and hold nothing back."""
+    max_calibration_error: float = Field(default=0.1, gt=0, le=1)
+    """Highest expected calibration error of the fused answer."""
+    min_entropy_share: float = Field(default=0.0, ge=0, le=1)
+    """Lowest mean entropy of the gates, as a share of that of uniform ones."""
+    max_adapter_load: float = Field(default=1.0, gt=0, le=1)
+    """Highest mean gate weight of one adapter of the bank."""
+
+
+class NightConfig(Section):
+    """The nightly update: what it learns, and how it is judged."""
+
+    roles: RolesConfig = Field(default=RolesConfig())
+    promotion: PromotionConfig = Field(default=PromotionConfig())
+    judge_days: int = Field(default=14, ge=1)
+    """Newest days whose rows judge."""
+    judge_rows: int = Field(default=1500, ge=1)
+    """Rows (of whole users) of them that the language model scores, for each release."""
+    tune_days: int = Field(default=28, ge=1)
+    """Newest days whose rows fit the fusion."""
+    min_tune_rows: int = Field(default=500, ge=1)
+    """With fewer rows the fusion of the live release is kept."""
+    crm_rate: float = Field(default=0.1, gt=0)
+    """Learning rate of the CRM, as a multiple of `crm.learning_rate`."""
+    bank_rate: float = Field(default=0.1, gt=0)
+    """Learning rates of bank, gates and readout, as a multiple of those of `adapters`."""
+    max_slates: int = Field(default=240, ge=1)
+    """Slates that the bank learns in a night, replay among them."""
+    replay: float = Field(default=0.2, ge=0, lt=1)
+    """Share of old rows among those that CRM and bank learn."""
+    replay_weight: float = Field(default=3.0, ge=1)
+    """How much likelier than others a slate of a user without newer events, or of items without, is
+    replayed."""
+    anchor: float = Field(default=0.01, ge=0)
+    """Weight of the squared distance of bank, gates and readout from the live release's."""
+    keep_layers: int = Field(default=7, ge=1)
+    """Versions of the histories that lie upon one another before all are written anew; what deleted
+    users left is gone from the files then."""
+
+
 class EngineConfig(Section):
     """Everything, as one file."""
 
@@ -463,6 +538,7 @@ class EngineConfig(Section):
     bank: BankConfig = Field(default=BankConfig())
     adapters: AdapterTrainingConfig = Field(default=AdapterTrainingConfig())
     evaluation: EvaluationConfig = Field(default=EvaluationConfig())
+    night: NightConfig = Field(default=NightConfig())
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

@@ -1,0 +1,44 @@
+"""Roles: a pure function of user and time, in the shares asked for."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import RolesConfig
+from engine.data.roles import Role, Roles
+from engine.data.splits import DAY_S
+
+ROLES = Roles(RolesConfig(rotate_days=7), since_s=30 * DAY_S)
+
+
+def test_shares_are_those_of_the_settings() -> None:
+    time = np.array([70 * DAY_S])
+    found = np.array([ROLES.of(f"user-{number}", time)[0] for number in range(4000)])
+    shares = np.bincount(found, minlength=5) / len(found)
+    wanted = {Role.CRM: 0.65, Role.BANK: 0.1, Role.TUNE: 0.05, Role.JUDGE: 0.2, Role.OLD: 0.0}
+    for role, share in wanted.items():
+        assert abs(shares[role] - share) < 4 * np.sqrt(max(share, 0.001) * (1 - share) / 4000)
+
+
+def test_rows_before_the_roles_are_old() -> None:
+    times = np.array([0, 30 * DAY_S - 1, 30 * DAY_S])
+    found = ROLES.of("u", times)
+    assert found[:2].tolist() == [Role.OLD, Role.OLD]
+    assert found[2] != Role.OLD
+
+
+def test_users_change_roles_between_periods_and_not_within_one() -> None:
+    days = np.arange(30, 30 + 70)
+    roles = np.stack([ROLES.of(f"u{number}", days * DAY_S) for number in range(50)])
+    periods = days // 7
+    for period in np.unique(periods):
+        within = roles[:, periods == period]
+        assert (within == within[:, :1]).all()
+    assert sum(len(np.unique(row)) > 1 for row in roles) > 40
+
+
+@given(st.text(min_size=1), st.lists(st.integers(0, 10**10), min_size=1, max_size=30))
+def test_a_row_has_the_same_role_alone_and_among_others(user_id: str, times: list[int]) -> None:
+    together = ROLES.of(user_id, np.array(times))
+    alone = [ROLES.of(user_id, np.array([time]))[0] for time in times]
+    assert together.tolist() == alone
