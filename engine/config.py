@@ -586,6 +586,24 @@ class EngineConfig(Section):
             raise ValueError("source.rating_min must be below source.rating_max")
         return self
 
+    def at_night(self) -> "EngineConfig":
+        """Return the settings with which a night trains: once over a small sample, at lower rates,
+        and without what a training is only described with.
+        """
+        night, adapters = self.night, self.adapters
+        return self.model_copy(update={
+            "crm": self.crm.model_copy(update={
+                "epochs": 1, "learning_rate": self.crm.learning_rate * night.crm_rate,
+            }),
+            "adapters": adapters.model_copy(update={
+                "epochs": 1, "max_slates": night.max_slates,
+                **{name: getattr(adapters, name) * night.bank_rate for name in (
+                    "learning_rate", "gate_learning_rate", "readout_learning_rate",
+                )},
+            }),
+            "evaluation": self.evaluation.model_copy(update={"references": ()}),
+        })
+
 
 class ServingConfig(Section):
     """Arguments of the Serve application (the registry's root comes in `user_config`)."""

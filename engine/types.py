@@ -11,7 +11,7 @@ An item is an index into the catalogue: 1 and up; 0 is the reserved unknown item
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,8 @@ class Window(IntEnum):
     """[T2, end]: reported once."""
 
 
+NO_WINDOW = -1
+"""A row that is in no window is neither learned nor measured."""
 EVALUATED = (Window.VALIDATION, Window.TEST)
 """Windows that nothing is trained on."""
 
@@ -100,6 +102,17 @@ class Timeline:
         """Return the Window value of each time."""
         cuts = np.array([self.t0_s, self.t1_s, self.t2_s])
         return np.searchsorted(cuts, timestamps_s, side="right").astype(np.int8)
+
+    def windows_of(self, user_id: str, timestamps_s: IntArray) -> IntArray:
+        """Return the Window value of each of a user's rows: by its time alone."""
+        return self.window_of(timestamps_s)
+
+
+class Windows(Protocol):
+    """Who says what a user's rows are for."""
+
+    def windows_of(self, user_id: str, timestamps_s: IntArray) -> IntArray:
+        """Return the window of each row, or NO_WINDOW, int8 [L]."""
 
 
 @dataclass(frozen=True, slots=True)

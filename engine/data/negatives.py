@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import SlateConfig
-from engine.data.slates import Slate, events_before, slate_end
-from engine.types import FeedbackKind, FloatArray, History, IntArray, Timeline
+from engine.data.slates import Slate, events_before, next_row, slate_end
+from engine.types import FeedbackKind, FloatArray, History, IntArray
 
 POPULARITY_POWER = 0.75
 
@@ -103,7 +103,8 @@ class ImplicitSlates:
     """Builds one user's slates with drawn negatives; `dropped` counts positives left out."""
 
     history: History
-    timeline: Timeline
+    windows: IntArray
+    """Of each row, or NO_WINDOW."""
     config: SlateConfig
     sampler: NegativeSampler
     rng: np.random.Generator
@@ -117,20 +118,19 @@ class ImplicitSlates:
         self._previous = previous_times(history)
         self._before = events_before(history)
         self._had = _Had(history, self.sampler.weights)
-        windows = self.timeline.window_of(history.timestamps_s)
-        start = 0
+        start = next_row(self.windows, 0)
         while start < len(history):
-            end = self._end(start, windows)
-            slate = self._slate(start, end, int(windows[start]))
+            end = self._end(start)
+            slate = self._slate(start, end, int(self.windows[start]))
             if slate is not None:
                 yield slate
-            start = end
+            start = next_row(self.windows, end)
 
-    def _end(self, start: int, windows: IntArray) -> int:
+    def _end(self, start: int) -> int:
         """Return where the positives of a slate end: before an item had in the slate's own time."""
         times, config = self.history.timestamps_s, self.config
         max_rows = config.max_size // (1 + config.negatives)
-        end = slate_end(times, windows, start, max_rows, config.max_span_s)
+        end = slate_end(times, self.windows, start, max_rows, config.max_span_s)
         again = np.flatnonzero(self._previous[start:end] >= times[start])
         return start + int(again[0]) if len(again) else end
 

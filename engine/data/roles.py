@@ -2,19 +2,21 @@
 
 Users are dealt to roles anew in each period. A row keeps the role of its period for ever: rows of
 JUDGE are never learned or counted by anything, rows of BANK never train the CRM that the bank
-reads, so both stay unseen however often training goes on. Rows before `since_s` were learned by
-the first, whole training, which knew no roles.
+reads, so both stay unseen however often training goes on. Rows before `since_s`, where the first,
+whole training began to report, are of a time without roles.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
 from engine.config import RolesConfig
 from engine.data.sampling import sample_key
 from engine.data.splits import DAY_S
-from engine.types import IntArray
+from engine.types import NO_WINDOW, IntArray, Timeline, Window
 
 
 class Role(IntEnum):
@@ -29,7 +31,7 @@ class Role(IntEnum):
     JUDGE = 3
     """Compares releases."""
     OLD = 4
-    """Of a time before there were roles: learned by the first CRM."""
+    """Of the time before there were roles; it trains the CRM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,16 @@ class Roles:
             found[is_dealt & (periods == period)] = self._dealt(user_id, int(period))
         return found
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**self.config.settings(), "since_s": self.since_s}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Roles":
+        """Read what `to_json` returned."""
+        config = {name: value for name, value in values.items() if name != "since_s"}
+        return cls(RolesConfig.model_validate(config), int(values["since_s"]))
+
     def _dealt(self, user_id: str, period: int) -> Role:
         """Return a user's role in one period."""
         config = self.config
@@ -60,3 +72,53 @@ class Roles:
                 return role
             point -= share
         return Role.CRM
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRows:
+    """The rows of a timeline that judge."""
+
+    timeline: Timeline
+    roles: Roles
+
+    def windows_of(self, user_id: str, timestamps_s: IntArray) -> IntArray:
+        """Return the window of each row by its time; NO_WINDOW for one of another role."""
+        windows = self.timeline.window_of(timestamps_s)
+        windows[self.roles.of(user_id, timestamps_s) != Role.JUDGE] = NO_WINDOW
+        return windows
+
+
+@dataclass(frozen=True, slots=True)
+class NightRows:
+    """What the rows before a night's end are for: those new to the CRM or the bank are learned, and
+    some of the others replayed.
+    """
+
+    roles: Roles
+    crm_since_s: int
+    """Rows of the CRM from here on are new to it."""
+    bank_since_s: int
+    tune_since_s: int
+    end_s: int
+    is_replay: bool = False
+    """Whether this is about the rows that are not new."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**asdict(self), "roles": self.roles.to_json()}
+
+    def windows_of(self, user_id: str, timestamps_s: IntArray) -> IntArray:
+        """Return the window of each row; NO_WINDOW for what has none tonight.
+
+        The bank replays only rows that its CRM never learned, so none from before there were roles.
+        """
+        times, roles = np.asarray(timestamps_s), self.roles.of(user_id, timestamps_s)
+        of_crm = (roles == Role.CRM) | (roles == Role.OLD)
+        windows = np.full(len(times), NO_WINDOW, np.int8)
+        windows[of_crm & ((times < self.crm_since_s) == self.is_replay)] = Window.CRM
+        of_bank = roles == Role.BANK
+        windows[of_bank & ((times < self.bank_since_s) == self.is_replay)] = Window.BANK
+        if not self.is_replay:
+            windows[(roles == Role.TUNE) & (times >= self.tune_since_s)] = Window.VALIDATION
+        windows[times >= self.end_s] = NO_WINDOW
+        return windows

@@ -5,16 +5,24 @@ and each partition need only offer its own smallest keys.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 
-Offer = tuple[int, str, int]
-"""Key, id, size in rows."""
+Offer = tuple[float, str, int]
+"""Key (uniform ones are 64-bit integers), id, size in rows."""
 
 
 def sample_key(seed: int, identity: str) -> int:
     """Return the draw of one id, uniform in 64 bits."""
     digest = hashlib.blake2b(f"{seed}:{identity}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
+
+
+def weighted_key(seed: int, identity: str, weight: float) -> float:
+    """Return the draw of one id that comes first `weight` times as often as one of weight 1
+    (Efraimidis and Spirakis, Information Processing Letters 97, 2006).
+    """
+    return -math.log((sample_key(seed, identity) + 1) / 2**64) / weight
 
 
 def smallest(offers: Iterable[Offer], limit: int) -> list[Offer]:

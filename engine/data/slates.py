@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from engine.config import SlateConfig
 from engine.data.schema import SLATES
-from engine.types import FeedbackKind, History, IntArray, Timeline
+from engine.types import NO_WINDOW, FeedbackKind, History, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,19 @@ class Slate:
 def slate_end(
     times_s: IntArray, windows: IntArray, start: int, max_rows: int, max_span_s: int
 ) -> int:
-    """Return the end of the slate that starts at a row of a history; both arrays are sorted."""
+    """Return the end of the slate that starts at a row of a history; the times are sorted."""
     in_span = int(np.searchsorted(times_s, times_s[start] + max_span_s, side="right"))
-    in_window = int(np.searchsorted(windows, windows[start], side="right"))
-    return min(start + max_rows, in_span, in_window)
+    end = min(start + max_rows, in_span)
+    others = np.flatnonzero(windows[start:end] != windows[start])
+    return start + int(others[0]) if len(others) else end
+
+
+def next_row(windows: IntArray, start: int) -> int:
+    """Return the first row from `start` on that is in a window; the number of rows if none is."""
+    if start < len(windows) and windows[start] != NO_WINDOW:
+        return start
+    inside = np.flatnonzero(windows[start:] != NO_WINDOW)
+    return start + int(inside[0]) if len(inside) else len(windows)
 
 
 def events_before(history: History) -> IntArray:
@@ -48,12 +57,14 @@ def events_before(history: History) -> IntArray:
 
 
 def explicit_slates(
-    history: History, timeline: Timeline, config: SlateConfig
+    history: History, windows: IntArray, config: SlateConfig
 ) -> Iterator[Slate]:
-    """Yield the slates of a user whose events carry labels; rows in order of time."""
+    """Yield the slates of a user whose events carry labels; rows in order of time.
+
+    `windows`: that of each row, or NO_WINDOW for a row that is in no slate.
+    """
     times, before = history.timestamps_s, events_before(history)
-    windows = timeline.window_of(times)
-    start = 0
+    start = next_row(windows, 0)
     while start < len(history):
         end = slate_end(times, windows, start, config.max_size, config.max_span_s)
         rows = slice(start, end)
@@ -62,7 +73,7 @@ def explicit_slates(
             history.labels[rows], np.full(end - start, FeedbackKind.EXPLICIT), times[rows],
             before[rows],
         )
-        start = end
+        start = next_row(windows, end)
 
 
 def slates_table(slates: Iterable[tuple[str, Slate]]) -> pa.Table:

@@ -65,6 +65,10 @@ class ReleaseFacts:
     """Results on the validation and test windows."""
     template_sha256: str | None = None
     """Digest of the prompt template, if it was recorded."""
+    parent_id: str | None = None
+    """The release from which a night went on; None for one that was trained as a whole."""
+    roles: dict[str, Any] | None = None
+    """data.roles.Roles that its training kept to, as JSON; None: it knew none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.negatives import NegativeSampler
+from engine.data.roles import JudgedRows, Roles
 from engine.data.sampling import Offer, reach_rows, sample_key, within_rows
 from engine.data.schema import EXAM_SLATES, histories_of, part_name
 from engine.data.slates import Slate, slates_table
@@ -46,6 +47,8 @@ class Examined:
     timeline: Timeline
     titles: Mapping[str, str]
     """Of every item, by its id."""
+    roles: Roles | None = None
+    """Those that its training kept to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ def read_examined(registry: Registry, release_id: str) -> Examined:
     return Examined(
         release_id, registry.read_config(release_id), Timeline(**facts.data_window),
         read_titles(storage.join(folder, "catalogue.parquet")),
+        None if facts.roles is None else Roles.from_json(facts.roles),
     )
 
 
@@ -95,15 +99,17 @@ def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
 
 
 def set_exam(
-    out: str, histories: Artifact, releases: Sequence[Examined], period: Period, *, llm_rows: int
+    out: str, histories: Artifact, releases: Sequence[Examined], period: Period, *, llm_rows: int,
+    roles: Roles | None = None,
 ) -> Artifact:
     """Return the artifact "exam".
 
     Labels, slates and seed are those of the first release. llm_rows: most rows (of whole users)
-    in the sample. Raises DataError if a release learned from events of the period, no event is in
-    it, or the histories are of other data or labels than the releases.
+    in the sample. roles: only the rows that judge are asked. Raises DataError if a release learned
+    from events of the period (or does not keep to the roles), no event is in it, or the histories
+    are of other data or labels than the releases.
     """
-    _check_period(period, releases)
+    _check_period(period, releases, roles)
     titles = read_titles(histories.path("items.parquet"))
     _check_data(histories, titles, releases)
     first = releases[0]
@@ -120,20 +126,26 @@ def set_exam(
         "slates": first.config.slates.settings(), "label": first.config.source.label.settings(),
         "items": storage.sha256(is_known_I.tobytes()),
     }
+    if roles is not None:
+        settings["roles"] = roles.to_json()
     write = partial(
         _write, histories=histories, config=first.config, timeline=timeline,
-        is_known_I=is_known_I, llm_rows=llm_rows,
+        is_known_I=is_known_I, llm_rows=llm_rows, roles=roles,
     )
     return artifacts.make(out, "exam", settings, [histories], write)
 
 
-def _check_period(period: Period, releases: Sequence[Examined]) -> None:
+def _check_period(
+    period: Period, releases: Sequence[Examined], roles: Roles | None = None
+) -> None:
     if period.start_s >= period.end_s:
         raise DataError(
             f"the window ends ({format_moment(period.end_s)}) before it starts "
             f"({format_moment(period.start_s)})"
         )
     for each in releases:
+        if roles is not None and each.roles == roles:
+            continue                    # it learned nothing of what is asked
         if period.start_s < each.timeline.t2_s:
             raise DataError(
                 f"release {each.release_id!r} learned from events up to "
@@ -174,16 +186,18 @@ def _check_data(
 
 def _write(
     uri: str, *, histories: Artifact, config: EngineConfig, timeline: Timeline,
-    is_known_I: npt.NDArray[np.bool_], llm_rows: int,
+    is_known_I: npt.NDArray[np.bool_], llm_rows: int, roles: Roles | None,
 ) -> dict[str, Any]:
     partitions = range(len(histories.files("histories/")))
     events_I = count_items(histories, timeline, partitions)
     sampler = None
     if config.source.label.kind == "implicit":
         sampler = NegativeSampler.from_counts(events_I, config.slates).among(is_known_I)
-    builder = SlateBuilder(config, timeline, sampler)
+    windows = timeline if roles is None else JudgedRows(timeline, roles)
+    builder = SlateBuilder(config, windows, sampler)
     write = partial(
-        _write_partition, uri=uri, histories=histories.uri, builder=builder, events_I=events_I,
+        _write_partition, uri=uri, histories=histories.uri, builder=builder, timeline=timeline,
+        events_I=events_I,
         is_known_I=is_known_I, llm_rows=llm_rows,
     )
     parts = map_partitions(write, partitions)
@@ -204,12 +218,12 @@ def _write(
 
 
 def _write_partition(
-    partition: int, *, uri: str, histories: str, builder: SlateBuilder, events_I: IntArray,
-    is_known_I: npt.NDArray[np.bool_], llm_rows: int,
+    partition: int, *, uri: str, histories: str, builder: SlateBuilder, timeline: Timeline,
+    events_I: IntArray, is_known_I: npt.NDArray[np.bool_], llm_rows: int,
 ) -> tuple[Counter[str], list[Offer]]:
     """Write one partition's slates; return counts and the users that it offers to the sample."""
     table = storage.read_table(storage.join(histories, part_name("histories", partition)))
-    timeline, seed = builder.timeline, builder.config.run.seed
+    seed = builder.config.run.seed
     counts = Counter[str]()
     pairs: list[tuple[str, Slate]] = []
     contexts: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ from typing import Any
 from engine import storage
 from engine.artifacts import Artifact, artifact_key
 from engine.config import EngineConfig
+from engine.data.roles import Roles
 from engine.data.splits import read_timeline
 from engine.errors import ReleaseError
 from engine.models.base import base_model_digest
@@ -33,24 +34,33 @@ class Parts:
     bank: Artifact
     popularity: Artifact
     fusion: Artifact
-    evaluation: Artifact
+    evaluation: Artifact | None
+    """None for a release of a night, which is judged once it is there."""
 
     def all(self) -> list[Artifact]:
         """Return them in a fixed order."""
-        return [
-            self.histories, self.item_text, self.crm, self.bank, self.popularity, self.fusion,
-            self.evaluation,
-        ]
+        models = [self.histories, self.item_text, self.crm, self.bank, self.popularity, self.fusion]
+        return models if self.evaluation is None else [*models, self.evaluation]
 
 
-def publish_release(run: str, config: EngineConfig, parts: Parts) -> str:
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """Where a release of a night comes from."""
+
+    parent_id: str
+    roles: Roles
+
+
+def publish_release(
+    run: str, config: EngineConfig, parts: Parts, descent: Descent | None = None
+) -> str:
     """Publish the release, with golden requests, unless the registry has it; return its id."""
     bank = storage.read_json(parts.bank.path("bank.json"))
     if bank["crm_key"] != parts.crm.key:
         raise ReleaseError(
             f"the bank was trained under CRM {bank['crm_key']}, not {parts.crm.key}; train it again"
         )
-    files, facts = release_files(parts), release_facts(config, parts)
+    files, facts = release_files(parts), release_facts(config, parts, descent)
     golden = ask_golden(run, config, parts.all(), files, facts)
     registry = Registry(config.run.registry)
     release_id = artifact_key("release", {}, [*parts.all(), golden])
@@ -67,8 +77,9 @@ def release_files(parts: Parts) -> dict[str, str]:
         "item_text.safetensors": parts.item_text.path(VECTORS),
         "fusion.json": parts.fusion.path("fusion.json"),
         "popularity.safetensors": parts.popularity.path(POPULARITY),
-        "metrics.json": parts.evaluation.path("report.json"),
     }
+    if parts.evaluation is not None:
+        files["metrics.json"] = parts.evaluation.path("report.json")
     for name in ("crm.safetensors", "crm.json", "users.parquet"):
         files[f"crm/{name}"] = parts.crm.path(name)
     for name in ("bank.safetensors", "bank.json"):
@@ -78,7 +89,9 @@ def release_files(parts: Parts) -> dict[str, str]:
     return files
 
 
-def release_facts(config: EngineConfig, parts: Parts) -> Mapping[str, Any]:
+def release_facts(
+    config: EngineConfig, parts: Parts, descent: Descent | None = None
+) -> Mapping[str, Any]:
     """Return what the manifest says beside the files."""
     timeline = read_timeline(parts.histories.path("timeline.json"))
     settings = config.settings()
@@ -96,6 +109,7 @@ def release_facts(config: EngineConfig, parts: Parts) -> Mapping[str, Any]:
         "crm_key": parts.crm.key,
         "mixing": config.bank.mixing.value, "gate": config.bank.gate.value,
         "scope": config.prompt.scope.value,
-        "metrics": dict(parts.evaluation.facts),
+        "metrics": {} if parts.evaluation is None else dict(parts.evaluation.facts),
         "template_sha256": make_builder(config, parts.histories, parts.item_text).digest(),
+        "parent_id": descent and descent.parent_id, "roles": descent and descent.roles.to_json(),
     }

@@ -16,7 +16,7 @@ from engine.data.schema import histories_of, part_name
 from engine.data.slates import Slate, explicit_slates, slates_table
 from engine.data.splits import read_timeline
 from engine.stages.partitions import map_partitions
-from engine.types import FeedbackKind, History, IntArray, Timeline, Window
+from engine.types import FeedbackKind, History, IntArray, Timeline, Window, Windows
 
 
 def build_slates(run: str, config: EngineConfig, histories: Artifact) -> Artifact:
@@ -48,16 +48,17 @@ class SlateBuilder:
     """Everything that the slates of one user depend on beside the history."""
 
     config: EngineConfig
-    timeline: Timeline
+    windows: Windows
     sampler: NegativeSampler | None
     """None for feedback that carries its label."""
 
     def build(self, user_id: str, history: History) -> tuple[list[Slate], int]:
         """Return the user's slates in time order and the number of positives left out."""
+        windows = self.windows.windows_of(user_id, history.timestamps_s)
         if self.sampler is None:
-            return list(explicit_slates(history, self.timeline, self.config.slates)), 0
+            return list(explicit_slates(history, windows, self.config.slates)), 0
         rng = user_generator(self.config.run.seed, user_id)
-        builder = ImplicitSlates(history, self.timeline, self.config.slates, self.sampler, rng)
+        builder = ImplicitSlates(history, windows, self.config.slates, self.sampler, rng)
         return list(builder), builder.dropped
 
 

@@ -13,7 +13,7 @@ from engine.data.negatives import (
     user_generator,
 )
 from engine.data.slates import Slate
-from engine.types import FeedbackKind, History, Timeline
+from engine.types import FeedbackKind, History, IntArray, Timeline
 
 TIMELINE = Timeline(0, 40, 60, 80, 100)
 NUM_ITEMS = 30
@@ -36,8 +36,14 @@ def _sampler(config: SlateConfig | None = None) -> NegativeSampler:
 
 
 def _build(history: History, config: SlateConfig, user: str = "u") -> tuple[list[Slate], int]:
-    builder = ImplicitSlates(history, TIMELINE, config, _sampler(config), user_generator(3, user))
+    builder = ImplicitSlates(
+        history, _windows(history), config, _sampler(config), user_generator(3, user)
+    )
     return list(builder), builder.dropped
+
+
+def _windows(history: History) -> IntArray:
+    return TIMELINE.window_of(history.timestamps_s)
 
 
 def _had(history: History, length: int) -> set[int]:
@@ -178,7 +184,8 @@ def test_what_may_not_be_drawn_is_no_negative_of_any_kind(
     history, config = _history(events), SlateConfig()
     is_allowed_I = ~np.isin(np.arange(NUM_ITEMS + 1), list(barred))
     sampler = _sampler(config).among(is_allowed_I)
-    for slate in ImplicitSlates(history, TIMELINE, config, sampler, user_generator(3, "u")):
+    windows, rng = _windows(history), user_generator(3, "u")
+    for slate in ImplicitSlates(history, windows, config, sampler, rng):
         assert not barred & set(slate.items[slate.labels == 0].tolist())
 
 
@@ -187,7 +194,8 @@ def test_a_repeat_that_may_not_be_drawn_stays_without_negatives() -> None:
     history, config = _history([(1, 4), (90, 4)]), SlateConfig()
     for is_allowed, labels, dropped in ((True, [], 1), (False, [1], 0)):
         sampler = _sampler(config).among(np.full(NUM_ITEMS + 1, is_allowed))
-        builder = ImplicitSlates(history, TIMELINE, config, sampler, user_generator(3, "u"))
+        windows, rng = _windows(history), user_generator(3, "u")
+        builder = ImplicitSlates(history, windows, config, sampler, rng)
         found = [label for slate in builder if slate.timestamps_s[0] == 90
                  for label in slate.labels.tolist()]
         assert found == labels
