@@ -1,4 +1,4 @@
-"""A challenger and the live release -> one exam on rows that neither learned (kind "exam_report")."""
+"""A challenger and the live release -> an exam on rows that neither learned ("exam_report")."""
 
 from collections.abc import Sequence
 

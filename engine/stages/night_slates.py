@@ -137,7 +137,8 @@ class _Night:
         rows = self.rows
         since_s = min(rows.crm_since_s, rows.bank_since_s, rows.tune_since_s)
         builder = SlateBuilder(self.config, rows, self.sampler)
-        pairs, items = [], [np.zeros(0, np.int64)]
+        pairs: list[tuple[str, Slate]] = []
+        items: list[IntArray] = [np.zeros(0, np.int32)]
         for user_id, history in histories_of(active_since(self._table(partition), since_s)).items():
             pairs += [(user_id, slate) for slate in builder.build(user_id, history)[0]]
             items.append(history.items[history.timestamps_s >= rows.crm_since_s])
