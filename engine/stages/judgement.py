@@ -1,4 +1,8 @@
-"""A challenger and the live release -> an exam on rows that neither learned ("exam_report")."""
+"""Releases -> their answers to one exam, compared ("exam_report").
+
+A night's challenger and the live release are judged on rows that neither learned. Lists are ranked
+without the language model: they would cost as much again, and nothing is decided by them.
+"""
 
 from collections.abc import Sequence
 
@@ -18,27 +22,35 @@ def judge(
 ) -> Artifact:
     """Return the report of the first release against the second on the newest rows that judge.
 
-    Lists are ranked without the language model: they cost as much again, and nothing is decided by
-    them. Raises DataError if no row judges.
+    Raises DataError if there are none.
     """
-    registry, night = Registry(config.run.registry), config.night
-    examined = [read_examined(registry, each) for each in release_ids]
-    period = Period(max(roles.since_s, end_s - night.judge_days * DAY_S), end_s)
-    exam = set_exam(
-        run, histories, examined, period, llm_rows=night.judge_rows, roles=roles
+    start_s = max(roles.since_s, end_s - config.night.judge_days * DAY_S)
+    return compare(
+        run, config, histories, release_ids, Period(start_s, end_s), rows=config.night.judge_rows,
+        roles=roles,
     )
+
+
+def compare(
+    run: str, config: EngineConfig, histories: Artifact, release_ids: Sequence[str],
+    period: Period, *, rows: int, roles: Roles | None = None,
+) -> Artifact:
+    """Return the report of one or two releases on a period; `rows` (of whole users) are read by
+    the language model. With roles, only the rows that judge are asked.
+    """
+    registry = Registry(config.run.registry)
+    examined = [read_examined(registry, each) for each in release_ids]
+    exam = set_exam(run, histories, examined, period, llm_rows=rows, roles=roles)
     serving = ServingConfig(
         model_cache=config.base_model.cache, device=config.base_model.device,
         threads=config.adapters.threads_per_worker, ranking=RankingConfig(llm_candidates=0),
     )
     exclude_seen = config.source.label.kind != "implicit"
     answers = []
-    for release_id in release_ids:
-        sitting = Sitting(
-            registry.root, release_id, serving, exclude_seen, config.adapters.num_workers
-        )
+    for each in release_ids:
+        sitting = Sitting(registry.root, each, serving, exclude_seen, config.adapters.num_workers)
         scores = sit_exam(run, exam, histories, sitting)
-        answers.append(Answers.read(registry.folder(release_id), release_id, scores))
+        answers.append(Answers.read(registry.folder(each), each, scores))
     return report_exam(run, exam, answers, Settings(
         config.evaluation.bootstrap_draws, config.run.seed, config.evaluation.max_rows
     ))

@@ -1,0 +1,53 @@
+"""What a replay is made of: a YAML file beside this one."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from engine.config import EngineConfig, Section, load_config
+from engine.errors import ConfigError
+
+
+class Plan(Section):
+    """A data set, where its base ends, its nights, and the ways to spend them."""
+
+    title: str
+    """Heading in the results."""
+    config: str
+    """The engine's configuration of this data set."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Dotted names that differ from it."""
+    base: float = Field(gt=0, lt=1)
+    """Share of all events, by time, that the first training has."""
+    nights: int = Field(ge=1)
+    """Nights after it, of equally many events each."""
+    end: float = Field(default=1.0, gt=0, le=1)
+    """Share of all events, by time, at which the last day ends: the day after the last night."""
+    arms: dict[str, dict[str, Any]]
+    """Name -> dotted names that differ in its nights; null: the first release stays."""
+    rows: int = Field(default=1500, ge=1)
+    """Rows (of whole users) of each next day that the language model scores."""
+
+    def engine_config(self, more: dict[str, Any] | None = None) -> EngineConfig:
+        """Return the configuration that all arms share, `more` on top."""
+        return load_config(self.config, {**self.overrides, **(more or {})})
+
+    def shares(self) -> list[float]:
+        """Return the share of events at the end of the base, of each day and of the day after."""
+        days = self.nights + 1
+        return [self.base + (self.end - self.base) * day / days for day in range(days + 1)]
+
+
+def read_plan(path: str) -> Plan:
+    """Read a plan; raise ConfigError that names what is wrong."""
+    try:
+        plan = Plan.model_validate(yaml.safe_load(Path(path).read_text()))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"plan {path!r}: {error}") from error
+    if plan.base >= plan.end:
+        raise ConfigError(f"plan {path!r}: base {plan.base} must be before end {plan.end}")
+    assert all(one < other for one, other in pairwise(plan.shares()))
+    return plan

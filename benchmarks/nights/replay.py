@@ -1,0 +1,144 @@
+"""A plan's data -> a first release -> its nights, one way or another, measured the day after."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.state.nights import Entry, EntryKind, entries
+
+from benchmarks.live import copy_release
+from benchmarks.nights.days import Day, cut_days
+from benchmarks.nights.plan import Plan
+from engine import storage
+from engine.artifacts import Artifact
+from engine.config import EngineConfig
+from engine.releases.registry import Registry
+from engine.stages.collected import source_of
+from engine.stages.exam import Period
+from engine.stages.histories import build_histories
+from engine.stages.interactions import import_data
+from engine.stages.judgement import compare
+from engine.state.database import open_database
+from jobs import nightly_update, train_reclora
+
+MODELS = ("crm_calibrated", "fused")
+METRICS = ("auc", "gauc", "log_loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What all arms share."""
+
+    plan: Plan
+    root: str
+    histories: Artifact
+    """Of all events: a question about a day sees what was before it."""
+    days: list[Day]
+    """The base, each night's day, and the day after the last night."""
+    base_id: str
+    """The first release, in the registry `base`."""
+
+    @classmethod
+    def prepare(cls, plan: Plan) -> "Ground":
+        """Import the data, cut the days and train the first release."""
+        config = plan.engine_config({"run.registry": _registry(plan, "base"), "run.state": None})
+        root = storage.absolute(config.run.root)
+        interactions = import_data(root, config)
+        days = cut_days(root, interactions, plan.shares())
+        histories = build_histories(root, config, interactions)
+        outcome = train_reclora.run(_with_source(config, days[0].folder))
+        return cls(plan, root, histories, days, outcome.release_id)
+
+
+def _registry(plan: Plan, name: str) -> str:
+    return storage.join(plan.engine_config().run.root, "registries", name)
+
+
+def _with_source(config: EngineConfig, folder: str) -> EngineConfig:
+    return config.model_copy(update={"source": source_of(config.source, folder)})
+
+
+class Arm:
+    """One way to spend the nights: a registry and a ledger of its own."""
+
+    def __init__(self, ground: Ground, name: str) -> None:
+        plan = ground.plan
+        self._ground, self.name = ground, name
+        self.config = plan.engine_config({
+            **plan.arms[name], "run.registry": _registry(plan, name),
+            "run.state": f"sqlite:///{storage.join(ground.root, name)}.db",
+        })
+        self._registry = Registry(self.config.run.registry)
+        if ground.base_id not in self._registry.list():
+            base = Registry(_registry(plan, "base"))
+            copy_release(base, ground.base_id, self._registry, ground.base_id)
+            self._registry.promote(ground.base_id)
+
+    def night(self, number: int) -> dict[str, Any]:
+        """Return what came of a night, which is spent unless the ledger has it."""
+        day = self._ground.days[number]
+        found = self._ended(day.end_s)
+        seconds = None
+        if found is None:
+            start_s = time.perf_counter()
+            config = _with_source(self.config, day.folder)
+            found = nightly_update.run(config, until_s=day.end_s, events=day.folder)
+            seconds = time.perf_counter() - start_s
+        return {
+            "night": number, "kind": found.kind.value, "release_id": found.release_id,
+            "reasons": list(found.reasons), "seconds": seconds,
+            "training_tokens": found.detail["day"].get("bank", {}).get("training_tokens", 0),
+            "events": day.events,
+        }
+
+    def _ended(self, until_s: int) -> Entry | None:
+        database = open_database(self.config.run.state or "")
+        try:
+            ends = (EntryKind.PROMOTED, EntryKind.HELD)
+            found = [each for each in entries(database)
+                     if each.kind in ends and each.until_s == until_s]
+        finally:
+            database.dispose()
+        return found[-1] if found else None
+
+    def live_after(self, number: int) -> str:
+        """Return the release that answers the day after a night."""
+        live = self._ground.base_id
+        for each in range(1, number + 1):
+            night = self._ended(self._ground.days[each].end_s)
+            if night is not None and night.kind is EntryKind.PROMOTED and night.release_id:
+                live = night.release_id
+        return live
+
+    def measure(self, number: int) -> dict[str, Any]:
+        """Return what the live release makes of the day after a night, beside the first one."""
+        ground, live = self._ground, self.live_after(number)
+        day = ground.days[number + 1]
+        releases = list(dict.fromkeys([live, ground.base_id]))
+        report = compare(
+            ground.root, self.config, ground.histories, releases, Period(day.start_s, day.end_s),
+            rows=ground.plan.rows,
+        )
+        found = storage.read_json(report.path("report.json"))
+        return {"release_id": live, **_figures(found)}
+
+
+def _figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the main figures of a report: of the sample, of all rows, and the differences."""
+    return {
+        "sample": _table(report["releases"][0]["tables"], "sample"),
+        "all": _table(report["releases"][0]["tables"], "all"),
+        "minus_first": report["difference"] and {
+            rows: _table(report["difference"]["tables"], rows) for rows in ("sample", "all")
+        },
+    }
+
+
+def _table(tables: list[Mapping[str, Any]], rows: str) -> dict[str, Any]:
+    [table] = [each for each in tables if each["rows"] == rows and each["slice"] == "all"]
+    return {
+        "num_rows": table["num_rows"],
+        **{model: {metric: table["models"][model][metric] for metric in METRICS}
+           for model in MODELS if model in table["models"]},
+    }
