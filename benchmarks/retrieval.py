@@ -33,8 +33,9 @@ from benchmarks.race import circumstances, race, summarise, write_result
 from engine import storage
 from engine.config import RankingConfig, RetrievalConfig, SourceConfig
 from engine.data.catalogue import Catalogue
+from engine.data.layers import read_histories
 from engine.data.profiles import Profiles
-from engine.data.schema import histories_of, part_name
+from engine.data.schema import histories_of
 from engine.models.crm_scorer import FACTS, CRMScorer
 from engine.retrieval.cells import CellIndex
 from engine.retrieval.index import BoolArray, ExactIndex, ItemIndex
@@ -234,8 +235,7 @@ def read_trained(crm: str, histories: str, item_text: str) -> Items:
     )
     text = storage.read_tensors(storage.join(item_text, "vectors.safetensors"))["vectors"]
     scorer = CRMScorer.load(crm, catalogue, text)
-    part = storage.read_table(storage.join(histories, part_name("histories", 0)))
-    users = dict(list(histories_of(part).items())[:STATES])
+    users = dict(list(histories_of(read_histories(histories, 0)).items())[:STATES])
     profiles = Profiles.from_table(
         storage.read_table(storage.join(histories, "users.parquet")), source.user_fields, users
     )

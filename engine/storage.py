@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from safetensors.numpy import load as load_safetensors
@@ -173,11 +174,25 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(path, filesystem=fs, columns=columns, partitioning=None)
 
 
-def write_table(uri: str, table: pa.Table) -> None:
-    """Write a Parquet file; equal tables give equal bytes."""
+def read_rows(
+    uri: str, column: str, values: pa.Array, columns: list[str] | None = None
+) -> pa.Table:
+    """Return the rows of a Parquet file whose `column` is one of the values.
+
+    Groups of rows that hold none of them, by their first and last, are not read.
+    """
+    fs, path = filesystem(uri)
+    return pq.read_table(
+        path, filesystem=fs, columns=columns, partitioning=None,
+        filters=pc.field(column).isin(values),
+    )
+
+
+def write_table(uri: str, table: pa.Table, *, group_rows: int | None = None) -> None:
+    """Write a Parquet file, cut into groups of so many rows; equal tables give equal bytes."""
     buffer = io.BytesIO()
     whole = table.replace_schema_metadata(None).combine_chunks()      # chunk borders end pages
-    pq.write_table(whole, buffer, compression="zstd")
+    pq.write_table(whole, buffer, compression="zstd", row_group_size=group_rows)
     write_bytes(uri, buffer.getvalue())
 
 

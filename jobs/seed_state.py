@@ -10,9 +10,12 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+import pyarrow as pa
+
 from engine import storage
 from engine.artifacts import open_artifact
 from engine.config import ServingConfig, at_home, database_at_home, load_config
+from engine.data.layers import read_histories
 from engine.data.schema import histories_of
 from engine.errors import ArtifactError
 from engine.releases.registry import Registry
@@ -63,7 +66,8 @@ def seed_histories(histories: str, database_url: str) -> int:
     engine = open_database(database_url)
     try:
         return sum(
-            seed(engine, read_partition(uri, item_ids)) for uri in artifact.files("histories/")
+            seed(engine, past_events(read_histories(artifact.uri, partition), item_ids))
+            for partition in range(len(artifact.files("histories/")))
         )
     finally:
         engine.dispose()
@@ -74,9 +78,11 @@ def read_item_ids(uri: str) -> list[str]:
     return ["", *storage.read_table(uri, ["item_id"])["item_id"].to_pylist()]
 
 
-def read_partition(uri: str, item_ids: list[str]) -> Iterator[tuple[str, list[PastEvent]]]:
-    """Yield each user's events of one file."""
-    for user_id, history in histories_of(storage.read_table(uri)).items():
+def past_events(
+    histories: pa.Table, item_ids: list[str]
+) -> Iterator[tuple[str, list[PastEvent]]]:
+    """Yield each user's events of one partition."""
+    for user_id, history in histories_of(histories).items():
         yield user_id, [
             PastEvent(item_ids[item], time_s, rating, label)
             for item, time_s, rating, label in zip(

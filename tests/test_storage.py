@@ -108,6 +108,20 @@ def test_tables_come_back_with_schema_and_chosen_columns(root: str) -> None:
     assert storage.read_table(uri, ["items"]).schema == table.select(["items"]).schema
 
 
+def test_rows_are_found_by_value_wherever_their_group_is(root: str) -> None:
+    users = [f"u{number:02d}" for number in range(20)]
+    table = pa.table({"user_id": users, "age": range(20)})
+    uri = storage.join(root, "users.parquet")
+    storage.write_table(uri, table, group_rows=3)
+    assert storage.read_table(uri).equals(table)
+    wanted = pa.array(["u19", "u04", "nobody"])
+    assert storage.read_rows(uri, "user_id", wanted).to_pydict() == {
+        "user_id": ["u04", "u19"], "age": [4, 19],
+    }
+    assert storage.read_rows(uri, "user_id", wanted, ["age"]).to_pydict() == {"age": [4, 19]}
+    assert storage.read_rows(uri, "user_id", wanted[:0]).schema == table.schema
+
+
 def test_tensors_come_back_with_shape_and_type(root: str) -> None:
     tensors = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3).T,      # not contiguous

@@ -1,8 +1,13 @@
-"""The items and users of a source -> tables of the declared schemas, and the rows refused."""
+"""The items and users of a source -> tables of the declared schemas, and the rows refused.
+
+A later source extends what is known: items keep their index, whoever is named again is replaced.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -63,6 +68,54 @@ def items_without_file(item_ids: Iterable[str], fields: tuple[str, ...]) -> pa.T
         for index, item_id in enumerate(sorted(item_ids), start=1)
     ]
     return pa.Table.from_pylist(values, schema=items_schema(fields))
+
+
+def extend_items(known: pa.Table, named: pa.Table) -> pa.Table:
+    """Return a catalogue with the items of a later source: new ones behind, in order of id.
+
+    A row that says nothing (no field, the id for a title) replaces none.
+    """
+    is_telling = pc.or_(_has_values(named), pc.not_equal(named["title"], named["item_id"]))
+    items = _extend(known, named, "item_id", is_telling)
+    numbers = pa.array(range(1, len(items) + 1), pa.int32())
+    return items.set_column(0, items.schema.field("item"), numbers)
+
+
+def extend_users(known: pa.Table, named: pa.Table) -> pa.Table:
+    """Return profiles with those of a later source, in order of user id.
+
+    A row without a value replaces none.
+    """
+    return _extend(known, named, "user_id", _has_values(named)).sort_by("user_id")
+
+
+def _extend(
+    known: pa.Table, named: pa.Table, id_column: str, is_telling: pa.ChunkedArray
+) -> pa.Table:
+    """Return the known rows, replaced by the named ones that tell something, and the new ones."""
+    named = named.append_column("is_telling", is_telling).sort_by(id_column)
+    places = pc.index_in(named[id_column], known[id_column].combine_chunks())
+    replaced = pc.and_(pc.is_valid(places), named["is_telling"])
+    rows = np.arange(len(known))
+    rows[places.filter(replaced).to_numpy()] = len(known) + _true(replaced)
+    rows = np.append(rows, len(known) + _true(pc.is_null(places)))
+    both = pa.concat_tables([known, named.drop_columns(["is_telling"])])
+    return both.take(pa.array(rows, pa.int64())).combine_chunks()
+
+
+def _has_values(named: pa.Table) -> pa.ChunkedArray:
+    """Return which rows have a field with a value."""
+    found = pa.chunked_array([pa.array(np.zeros(len(named), bool))])
+    for field in named.schema:
+        if pa.types.is_list(field.type):
+            lengths = pc.list_value_length(named[field.name])
+            found = pc.or_(found, pc.fill_null(pc.greater(lengths, 0), False))
+    return found
+
+
+def _true(values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Return the places of what is true."""
+    return np.flatnonzero(values.to_numpy())
 
 
 def _read(

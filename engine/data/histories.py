@@ -1,10 +1,11 @@
-"""Interactions of one partition -> one row for each user, oldest event first."""
+"""Interactions of one partition -> one row for each user, oldest event first; and back."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.data.schema import HISTORIES
+from engine.data.interactions import EVENT_KEY, find_repeats
+from engine.data.schema import HISTORIES, INTERACTIONS
 from engine.errors import DataError
 
 
@@ -37,6 +38,27 @@ def build_histories(interactions: pa.Table, item_ids: pa.Array) -> pa.Table:
     }
     user_ids = _whole(ordered["user_id"]).take(pa.array(starts, pa.int64()))
     return pa.table({"user_id": user_ids, **lists}, schema=HISTORIES)
+
+
+def events_of(histories: pa.Table, item_ids: pa.Array) -> pa.Table:
+    """Return the events of histories as INTERACTIONS, in their order."""
+    users, items, ratings, labels, times = (
+        _whole(histories[name]) for name in HISTORIES.names
+    )
+    return pa.table({
+        "user_id": users.take(pc.list_parent_indices(items)),
+        "item_id": item_ids.take(pc.subtract(items.flatten(), 1)),
+        "timestamp_s": times.flatten(), "rating": ratings.flatten(), "label": labels.flatten(),
+    }, schema=INTERACTIONS)
+
+
+def fresh_events(events: pa.Table, known: pa.Table) -> pa.Table:
+    """Return the events that are not among the known ones: none has their user, item and time."""
+    ages = pa.array(np.repeat([0, 1], [len(known), len(events)]).astype(np.int8))
+    both = pa.concat_tables([known, events]).append_column("age", ages)
+    ordered = both.sort_by([(name, "ascending") for name in (*EVENT_KEY, "age")]).combine_chunks()
+    is_fresh = ~find_repeats(ordered, EVENT_KEY) & (_whole(ordered["age"]).to_numpy() == 1)
+    return ordered.filter(pa.array(is_fresh)).select(INTERACTIONS.names)
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:

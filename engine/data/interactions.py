@@ -5,12 +5,13 @@
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,6 +35,9 @@ RATING_RANGE = "rating out of range"
 BAD_LABEL = "label is not 0 or 1"
 UNKNOWN_ITEM = "unknown item"
 DUPLICATE = "duplicate event"
+
+EVENT_KEY = ("user_id", "timestamp_s", "item_id")
+"""Rows that are equal in these are one event."""
 
 END_OF_TIME_S = 253_402_300_800
 """Year 10000; milliseconds taken for seconds lie beyond it."""
@@ -190,13 +194,7 @@ def split_partition(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
         ("user_id", "ascending"), ("timestamp_s", "ascending"), ("item_id", "ascending"),
         *source_order,
     ]).combine_chunks()
-    repeats = np.zeros(len(sound), bool)
-    if len(sound) > 1:
-        repeats[1:] = True
-        for name in ("user_id", "timestamp_s", "item_id"):
-            column = _only(sound[name])
-            same = pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
-            repeats[1:] &= same
+    repeats = find_repeats(sound, EVENT_KEY)
     reasons = pc.if_else(pa.array(repeats), DUPLICATE, pa.scalar(None, pa.string()))
     duplicates = sound.filter(pa.array(repeats))
     position = sound.schema.get_field_index("reason")
@@ -205,6 +203,17 @@ def split_partition(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
     refused = refused.sort_by(source_order).select(QUARANTINE.names).combine_chunks()
     kept = sound.filter(pa.array(~repeats)).drop_columns(["source", "line", "text", "reason"])
     return kept.drop_columns(["partition"]).combine_chunks(), refused
+
+
+def find_repeats(ordered: pa.Table, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return which rows equal the row before them in these columns."""
+    repeats = np.zeros(len(ordered), bool)
+    if len(ordered) > 1:
+        repeats[1:] = True
+        for name in names:
+            column = _only(ordered[name])
+            repeats[1:] &= pc.equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+    return repeats
 
 
 def first_rows(interactions: pa.Table) -> pa.Table:

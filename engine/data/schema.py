@@ -5,6 +5,7 @@
     users          profiles                                      users.parquet
     quarantine     refused rows with their source and reason     quarantine/part-00000.parquet
     histories      one row per user, events oldest first         histories/part-00000.parquet
+    deleted        whose older events are not read (layers.py)   deleted.parquet
     slates         one row per slate                             slates/part-00000.parquet
 
 A partition number is `partition_of(user_id)`: a user's rows of every table stand in files of one
@@ -40,6 +41,11 @@ HISTORIES = pa.schema([
     ("ratings", pa.list_(pa.float32())),
     ("labels", pa.list_(pa.int8())),
     ("timestamps_s", pa.list_(pa.int64())),
+])
+
+DELETED = pa.schema([
+    ("user_id", pa.string()),
+    ("deleted_s", pa.int64()),      # what happened up to then is gone
 ])
 
 SLATES = pa.schema([

@@ -22,6 +22,7 @@ import pyarrow as pa
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
+from engine.data.layers import read_histories
 from engine.data.negatives import NegativeSampler
 from engine.data.roles import JudgedRows, Roles
 from engine.data.sampling import Offer, reach_rows, sample_key, within_rows
@@ -222,7 +223,7 @@ def _write_partition(
     events_I: IntArray, is_known_I: npt.NDArray[np.bool_], llm_rows: int,
 ) -> tuple[Counter[str], list[Offer]]:
     """Write one partition's slates; return counts and the users that it offers to the sample."""
-    table = storage.read_table(storage.join(histories, part_name("histories", partition)))
+    table = read_histories(histories, partition)
     seed = builder.config.run.seed
     counts = Counter[str]()
     pairs: list[tuple[str, Slate]] = []

@@ -1,4 +1,7 @@
-"""Interactions -> one history for each user, the catalogue and the timeline (Ray Data)."""
+"""Interactions -> one history for each user, the catalogue and the timeline (Ray Data).
+
+A night's version (engine/data/layers.py) is extended_histories.py's.
+"""
 
 from functools import partial
 from typing import Any
@@ -7,6 +10,7 @@ from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.histories import build_histories as build_partition
+from engine.data.layers import write_histories
 from engine.data.schema import part_name
 from engine.data.splits import (
     count_days,
@@ -54,7 +58,7 @@ def _write_partition(uri: str, interactions: str, partition: int) -> dict[str, A
     rows = storage.read_table(storage.join(interactions, part_name("interactions", partition)))
     item_ids = storage.read_table(storage.join(interactions, "items.parquet"), ["item_id"])
     histories = build_partition(rows, item_ids["item_id"].combine_chunks())
-    storage.write_table(storage.join(uri, part_name("histories", partition)), histories)
+    write_histories(uri, partition, histories)
     times = rows["timestamp_s"].to_numpy()
     return {
         "users": len(histories), "events": len(rows), "days": count_days(times),

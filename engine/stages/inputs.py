@@ -10,6 +10,7 @@ from engine import storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
 from engine.data.catalogue import Catalogue
+from engine.data.layers import read_histories
 from engine.data.profiles import Profiles
 from engine.data.schema import histories_of, part_name
 from engine.data.splits import read_timeline
@@ -54,8 +55,7 @@ class Inputs:
 
     def histories_at(self, partition: int) -> dict[str, History]:
         """Return one partition's histories."""
-        uri = storage.join(self.histories, part_name("histories", partition))
-        return histories_of(storage.read_table(uri))
+        return histories_of(read_histories(self.histories, partition))
 
     def slate_table(self, partition: int) -> pa.Table:
         """Return one partition's slates as they are stored."""

@@ -20,6 +20,7 @@ import pyarrow as pa
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
+from engine.data.layers import read_histories
 from engine.data.negatives import NegativeSampler
 from engine.data.roles import NightRows
 from engine.data.sampling import Offer, reach_rows, weighted_key
@@ -139,19 +140,17 @@ class _Night:
         builder = SlateBuilder(self.config, rows, self.sampler)
         pairs: list[tuple[str, Slate]] = []
         items: list[IntArray] = [np.zeros(0, np.int32)]
-        for user_id, history in histories_of(active_since(self._table(partition), since_s)).items():
+        table = read_histories(self.histories, partition)
+        for user_id, history in histories_of(active_since(table, since_s)).items():
             pairs += [(user_id, slate) for slate in builder.build(user_id, history)[0]]
             items.append(history.items[history.timestamps_s >= rows.crm_since_s])
         return pairs, np.unique(np.concatenate(items))
 
     def _old(self, partition: int) -> Iterable[tuple[str, Slate, History]]:
         builder = SlateBuilder(self.config, replace(self.rows, is_replay=True), self.sampler)
-        for user_id, history in histories_of(self._table(partition)).items():
+        for user_id, history in histories_of(read_histories(self.histories, partition)).items():
             for slate in builder.build(user_id, history)[0]:
                 yield user_id, slate, history
-
-    def _table(self, partition: int) -> pa.Table:
-        return storage.read_table(storage.join(self.histories, part_name("histories", partition)))
 
 
 def active_since(histories: pa.Table, since_s: int) -> pa.Table:

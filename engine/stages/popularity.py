@@ -12,6 +12,7 @@ import ray.data
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
+from engine.data.layers import read_histories
 from engine.data.splits import read_timeline
 from engine.models import popularity
 from engine.models.popularity import Popularity, count_events
@@ -38,10 +39,12 @@ def count_popularity(run: str, config: EngineConfig, histories: Artifact) -> Art
     return artifacts.make(run, KIND, settings, [histories], write)
 
 
-def count_partition(row: dict[str, Any], *, before_s: int, num_items: int) -> dict[str, Any]:
-    """Count the events of one histories file."""
+def count_partition(
+    row: dict[str, Any], *, histories: str, before_s: int, num_items: int
+) -> dict[str, Any]:
+    """Count the events of one partition."""
     columns = ["items", "labels", "timestamps_s"]
-    table = storage.read_table(row["uri"], columns)
+    table = read_histories(histories, int(row["partition"]), columns=columns)
     items, labels, timestamps_s = (
         table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in columns
     )
@@ -55,10 +58,13 @@ def _count_all(histories: Artifact) -> tuple[IntArray, IntArray]:
     catalogue = storage.read_table(histories.path("items.parquet"), ["item_id"])
     num_items = catalogue.num_rows + 1
     timeline = read_timeline(histories.path("timeline.json"))
-    files = histories.files("histories/")
+    partitions = range(len(histories.files("histories/")))
+    count = partial(
+        count_partition, histories=histories.uri, before_s=timeline.t1_s, num_items=num_items
+    )
     counted = ray.data.from_items(
-        [{"uri": uri} for uri in files], override_num_blocks=len(files)
-    ).map(partial(count_partition, before_s=timeline.t1_s, num_items=num_items))
+        [{"partition": number} for number in partitions], override_num_blocks=len(partitions)
+    ).map(count)
     positives, events = np.zeros(num_items, np.int64), np.zeros(num_items, np.int64)
     for row in counted.iter_rows():
         positives += row["positives"]

@@ -25,6 +25,7 @@ import torch
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import ServingConfig
+from engine.data.layers import read_histories
 from engine.data.schema import EXAM_SCORES, RANKED_LISTS, histories_of, part_name
 from engine.errors import DataError, PromptError
 from engine.metrics.ranking import DEPTH
@@ -211,8 +212,8 @@ class _Examinee:
     def _users(self, part: int) -> Iterator[tuple[str, History, list[_Question]]]:
         """Yield each user's history and questions."""
         slates = storage.read_table(self._exam.path(part_name("slates", part))).to_pylist()
-        table = storage.read_table(self._histories.path(part_name("histories", part)))
-        histories = histories_of(table)
+        users = pa.array(sorted({slate["user_id"] for slate in slates}), pa.string())
+        histories = histories_of(read_histories(self._histories.uri, part, users))
         for user_id, rows in groupby(slates, key=lambda slate: str(slate["user_id"])):
             whole = histories[user_id]
             history, lengths = self._terms.history(whole)

@@ -11,6 +11,7 @@ import numpy as np
 from engine import artifacts, storage
 from engine.artifacts import Artifact
 from engine.config import EngineConfig
+from engine.data.layers import read_histories
 from engine.data.negatives import ImplicitSlates, NegativeSampler, user_generator
 from engine.data.schema import histories_of, part_name
 from engine.data.slates import Slate, explicit_slates, slates_table
@@ -65,7 +66,7 @@ class SlateBuilder:
 def _write_partition(
     uri: str, histories: str, builder: SlateBuilder, partition: int
 ) -> dict[str, int]:
-    table = storage.read_table(storage.join(histories, part_name("histories", partition)))
+    table = read_histories(histories, partition)
     dropped = 0
     pairs: list[tuple[str, Slate]] = []
     for user_id, history in histories_of(table).items():
@@ -102,9 +103,7 @@ def count_items(histories: Artifact, timeline: Timeline, partitions: Sequence[in
 
 
 def _count_partition(histories: str, end_s: int, partition: int) -> tuple[IntArray, IntArray]:
-    table = storage.read_table(
-        storage.join(histories, part_name("histories", partition)), ["items", "timestamps_s"]
-    )
+    table = read_histories(histories, partition, columns=["items", "timestamps_s"])
     items = table["items"].combine_chunks().flatten().to_numpy()
     times = table["timestamps_s"].combine_chunks().flatten().to_numpy()
     return np.unique(items[times < end_s], return_counts=True)

@@ -1,10 +1,11 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.histories import build_histories
+from engine.data.histories import build_histories, events_of, fresh_events
 from engine.data.schema import HISTORIES, INTERACTIONS, histories_of
 from engine.errors import DataError
 
@@ -83,3 +84,25 @@ def test_no_rows_give_no_histories() -> None:
 def test_a_slice_of_a_table_gives_the_histories_of_its_rows() -> None:
     table = build_histories(_interactions([("a", "2", 1), ("b", "3", 2), ("b", "2", 3)]), ITEMS)
     assert histories_of(table.slice(1))["b"].items.tolist() == [3, 2]
+
+
+@given(EVENTS)
+def test_the_events_of_histories_are_those_they_were_built_from(
+    events: list[tuple[str, str, int]]
+) -> None:
+    histories = build_histories(_interactions(events), ITEMS)
+    table = events_of(histories, ITEMS)
+    assert table.schema == INTERACTIONS
+    assert build_histories(table, ITEMS).equals(histories)
+    assert events_of(histories.slice(1), ITEMS) == table.filter(
+        pc.is_in(table["user_id"], histories["user_id"][1:].combine_chunks())
+    )
+
+
+@given(EVENTS, EVENTS)
+def test_fresh_events_are_those_that_nobody_knows(
+    known: list[tuple[str, str, int]], events: list[tuple[str, str, int]]
+) -> None:
+    fresh = fresh_events(_interactions(events * 2), _interactions(known))
+    rows = fresh.select(["user_id", "item_id", "timestamp_s"]).to_pylist()
+    assert sorted(tuple(row.values()) for row in rows) == sorted({*events} - {*known})

@@ -37,8 +37,9 @@ def make_histories(run: str) -> artifacts.Artifact:
 
 def test_one_partition_counts_events_before_the_cut_only(tmp_path):
     histories = make_histories(str(tmp_path))
-    uri = histories.files("histories/")[0]
-    counted = count_partition({"uri": uri}, before_s=70, num_items=4)
+    counted = count_partition(
+        {"partition": 0}, histories=histories.uri, before_s=70, num_items=4
+    )
     assert counted["events"].tolist() == [0, 2, 1, 0]
     assert counted["positives"].tolist() == [0, 1, 0, 0]
 

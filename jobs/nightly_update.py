@@ -1,0 +1,229 @@
+"""One night: the day's events -> histories -> CRM -> bank -> challenger -> judged -> live, or not.
+
+python -m jobs.nightly_update --config jobs/configs/ml-100k.yaml [--until 2026-11-23]
+    [--events FOLDER] [--address http://127.0.0.1:8265]
+
+Goes on from the live release, with the events that the service received since (or those of a
+folder, laid out as `jobs/collect.py` writes it). The new release becomes the live one if it is no
+worse on rows that neither release learned; if it is, or if anything fails, the live one stays.
+Every night is in the ledger of the service's database. A night that was stopped goes on where it
+was; two never run at once. Exit code 0: promoted or held; 1: failed.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.config import EngineConfig, at_home, load_config
+from engine.errors import ConfigError, DataError, EngineError, ReleaseError
+from jobs.evaluate import read_moment
+from jobs.exit_code import exit_code
+from jobs.train_reclora import read_settings
+
+if TYPE_CHECKING:
+    from engine.artifacts import Artifact
+    from engine.metrics.promotion import Decision
+    from engine.releases.registry import Registry
+    from engine.stages.parent import Parent
+    from engine.state.nights import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What a night made of its day."""
+
+    release_id: str | None
+    """The challenger; None where there was nothing to learn."""
+    decision: "Decision"
+    day: dict[str, Any]
+    """Counts of what came in and of what was learned."""
+    report: "Artifact | None"
+    """The exam of challenger and live release."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the night; return the exit code."""
+    parser = argparse.ArgumentParser(description="Learn the day's events, if that is no loss.")
+    parser.add_argument("--config", required=True, help="YAML file of settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="one setting by its dotted name, e.g. night.max_slates=100 (repeatable)",
+    )
+    parser.add_argument("--until", help="end of the day, ISO date or moment (UTC); by default now")
+    parser.add_argument("--events", help="folder of new events, instead of the service's database")
+    options = parser.parse_args(arguments)
+    return exit_code(
+        lambda: describe(run(
+            load_config(options.config, read_settings(options.set)),
+            until_s=read_moment(options.until, "--until"),
+            events=options.events and at_home(options.events),
+        ))
+    )
+
+
+def run(
+    config: EngineConfig, *, until_s: int | None = None, events: str | None = None
+) -> "Entry":
+    """Run a night; return how it ended, as the ledger has it.
+
+    Raises NightRunningError if another one runs, and what failed, which the ledger then names.
+    """
+    from engine.releases.registry import Registry  # --help needs none of these
+    from engine.state.database import open_database
+    from engine.state.leases import leased
+    from engine.state.nights import EntryKind, append
+    from jobs.start import configure_logging, start_ray
+
+    configure_logging()
+    if config.run.state is None:
+        raise ConfigError("run.state is null: a night needs a database for its ledger")
+    registry, database = Registry(config.run.registry), open_database(config.run.state)
+    owner = f"{socket.gethostname()}, process {os.getpid()}"
+    try:
+        with leased(database, f"nights of {registry.root}", owner) as lease:
+            opened = open_night(registry, config, until_s)
+            start_ray()
+            try:
+                made = challenge(registry, config, opened, events)
+                lease.check()
+                kind = decide_live(registry, opened.parent_id, made)
+            except (EngineError, OSError) as error:
+                append(database, opened.ended(EntryKind.FAILED, [str(error)], {}))
+                raise
+            detail = {"day": made.day, "report": made.report and made.report.uri}
+            return append(database, opened.ended(
+                kind, made.decision.reasons, detail, release_id=made.release_id
+            ))
+    finally:
+        database.dispose()
+
+
+def open_night(
+    registry: "Registry", database: "Engine", until_s: int | None
+) -> "Entry":
+    """Return the beginning of this night: that of one that was interrupted, or a new one."""
+    from engine.state.events import newest_received_s
+    from engine.state.nights import Entry, EntryKind, append, unfinished, watermark_of
+
+    live = registry.live().release_id
+    begun = unfinished(database)
+    if begun is not None:
+        if begun.parent_id in (live, registry.read_manifest(live).facts.parent_id):
+            log.info("night %d goes on, from %s", begun.night_id, begun.parent_id)
+            return begun
+        reason = f"it was interrupted, and meanwhile {live!r} became live"
+        append(database, begun.ended(EntryKind.FAILED, [reason], {}))
+    since_s = watermark_of(database, live) or 0
+    until_s = newest_received_s() if until_s is None else until_s
+    if until_s <= since_s:
+        raise ConfigError(
+            f"--until: {format_moment(until_s)} is not after {format_moment(since_s)}, up to which "
+            f"release {live!r} has learned"
+        )
+    return append(database, Entry(EntryKind.OPENED, live, since_s=since_s, until_s=until_s))
+
+
+def challenge(
+    registry: "Registry", config: EngineConfig, opened: "Entry", events: str | None
+) -> Challenge:
+    """Make a challenger of the day, and judge it."""
+    from engine import storage
+    from engine.errors import DataError
+    from engine.metrics.promotion import Decision, decide
+    from engine.stages.adapters import train_adapters
+    from engine.stages.crm import score_crm, train_crm
+    from engine.stages.extended_histories import extend_histories
+    from engine.stages.items import extend_item_text
+    from engine.stages.judgement import judge
+    from engine.stages.night_slates import build_night_slates
+    from engine.stages.parent import Parent
+    from engine.stages.popularity import count_popularity
+    from engine.stages.prompts import build_prompts
+    from engine.stages.release import Descent, Parts, publish_release
+
+    root, end_s = storage.absolute(config.run.root), opened.until_s
+    parent = Parent.read(registry, opened.parent_id, root, config)
+    day = import_day(root, registry, config, opened, events)
+    if not day.facts["events"]:
+        return nothing(day, "no event came in")
+    histories = extend_histories(root, config, parent.histories, day, end_s=end_s)
+    item_text = extend_item_text(root, config, parent.item_text, parent.histories, histories)
+    rows = parent.rows_until(end_s, config.night.tune_days)
+    slates = build_night_slates(root, config, histories, rows)
+    if not slates.facts.get("crm_rows") or not slates.facts.get("bank_rows"):
+        return nothing(slates, "there are new rows of too few users: none for the CRM or the bank")
+    tonight = config.at_night()
+    popularity = count_popularity(root, config, histories, roles=parent.roles)
+    crm = train_crm(root, config, histories, slates, item_text, parent=parent.crm,
+                    roles=parent.roles)
+    crm_scores = score_crm(root, config, histories, slates, item_text, crm)
+    prompts = build_prompts(root, tonight, histories, slates, item_text)
+    bank = train_adapters(root, tonight, prompts, crm, crm_scores, parent=parent.bank)
+    fusion = refit_fusion(root, tonight, parent, slates, prompts, crm_scores, bank, popularity)
+    release_id = publish_release(
+        root, config, Parts(histories, item_text, crm, bank, popularity, fusion, None),
+        Descent(opened.parent_id, parent.roles),
+    )
+    day_facts = {"events": day.facts, "histories": histories.facts, "slates": slates.facts,
+                 "crm": crm.facts, "bank": bank.facts}
+    try:
+        report = judge(root, config, histories, [release_id, opened.parent_id], parent.roles, end_s)
+    except DataError as error:
+        return Challenge(release_id, Decision("hold", (f"nothing to judge by: {error}",)),
+                         day_facts, None)
+    found = storage.read_json(report.path("report.json"))
+    return Challenge(release_id, decide(found, config.night.promotion), day_facts, report)
+
+
+def import_day(
+    root: str, registry: "Registry", config: EngineConfig, opened: "Entry", events: str | None
+) -> "Artifact":
+    """Return the day's checked interactions, of a folder or of the service's database."""
+    from engine.stages.collected import collect_day, source_of
+    from engine.stages.interactions import import_data
+
+    if events is None:
+        drop = collect_day(
+            root, registry, opened.parent_id, config.run.state,
+            since_s=opened.since_s, until_s=opened.until_s,
+        )
+        events = drop.uri
+    source = source_of(config.source, events)
+    return import_data(root, config.model_copy(update={"source": source}))
+
+
+def refit_fusion(
+    root: str, config: EngineConfig, parent: "Parent", slates: "Artifact", prompts: "Artifact",
+    crm_scores: "Artifact", bank: "Artifact", popularity: "Artifact",
+) -> "Artifact":
+    """Return the weights of CRM and language model: the parent's where few rows could fit them."""
+    from engine.stages.evaluation import fit_fusion
+    from engine.stages.scores import score_prompts
+    from engine.types import Window
+
+    if slates.facts.get("validation_rows", 0) < config.night.min_tune_rows:
+        return parent.fusion
+    scores = score_prompts(
+        root, config, slates, prompts, crm_scores, bank, popularity, windows=(Window.VALIDATION,)
+    )
+    return fit_fusion(root, config, scores)
+
+
+def decide_live(registry: "Registry", parent_id: str, made: Challenge) -> "EntryKind":
+    """Promote the challenger if that was decided; ReleaseError if another release became live."""
+    from engine.state.nights import EntryKind
+
+    if made.decision.verdict == "hold" or made.release_id is None:
+        return EntryKind.HELD
+    live = registry.live().release_id
+    if live not in (parent_id, made.release_id):
+        raise ReleaseError(
+            f"release {live!r} became live during the night, which went on from {parent_id!r}"
+        )
+    registry.promote(made.release_id)
+    return EntryKind.PROMOTED
