@@ -11,14 +11,15 @@ was; two never run at once. Exit code 0: promoted or held; 1: failed.
 """
 
 import argparse
+import logging
 import os
 import socket
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from engine.code_version import code_version
 from engine.config import EngineConfig, at_home, load_config
 from engine.errors import ConfigError, DataError, EngineError, ReleaseError
 from jobs.evaluate import read_moment
@@ -26,11 +27,15 @@ from jobs.exit_code import exit_code
 from jobs.train_reclora import read_settings
 
 if TYPE_CHECKING:
+    from engine.releases.promotion import Decision
+    from engine.state.nights import Entry, EntryKind
+    from sqlalchemy import Engine
+
     from engine.artifacts import Artifact
-    from engine.metrics.promotion import Decision
     from engine.releases.registry import Registry
     from engine.stages.parent import Parent
-    from engine.state.nights import Entry
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,18 @@ class Challenge:
     release_id: str | None
     """The challenger; None where there was nothing to learn."""
     decision: "Decision"
-    day: dict[str, Any]
-    """Counts of what came in and of what was learned."""
-    report: "Artifact | None"
+    made: "Sequence[Artifact]"
+    """What came in and what was learned from it."""
+    report: "Artifact | None" = None
     """The exam of challenger and live release."""
+
+    def detail(self) -> dict[str, Any]:
+        """Return what the ledger keeps: keys and counts."""
+        return {
+            "artifacts": {each.kind: each.key for each in self.made},
+            "facts": {each.kind: dict(each.facts) for each in self.made},
+            "report": self.report and self.report.uri, "code": code_version(),
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,10 +86,11 @@ def run(
 
     Raises NightRunningError if another one runs, and what failed, which the ledger then names.
     """
-    from engine.releases.registry import Registry  # --help needs none of these
-    from engine.state.database import open_database
     from engine.state.leases import leased
     from engine.state.nights import EntryKind, append
+
+    from engine.releases.registry import Registry  # --help needs none of these
+    from engine.state.database import open_database
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
@@ -86,7 +100,7 @@ def run(
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     try:
         with leased(database, f"nights of {registry.root}", owner) as lease:
-            opened = open_night(registry, config, until_s)
+            opened = open_night(registry, database, until_s)
             start_ray()
             try:
                 made = challenge(registry, config, opened, events)
@@ -95,10 +109,8 @@ def run(
             except (EngineError, OSError) as error:
                 append(database, opened.ended(EntryKind.FAILED, [str(error)], {}))
                 raise
-            detail = {"day": made.day, "report": made.report and made.report.uri}
-            return append(database, opened.ended(
-                kind, made.decision.reasons, detail, release_id=made.release_id
-            ))
+            named = replace(opened, release_id=made.release_id)
+            return append(database, named.ended(kind, made.decision.reasons, made.detail()))
     finally:
         database.dispose()
 
@@ -107,8 +119,10 @@ def open_night(
     registry: "Registry", database: "Engine", until_s: int | None
 ) -> "Entry":
     """Return the beginning of this night: that of one that was interrupted, or a new one."""
-    from engine.state.events import newest_received_s
     from engine.state.nights import Entry, EntryKind, append, unfinished, watermark_of
+
+    from engine.stages.page import format_moment
+    from engine.state.events import received_until_s
 
     live = registry.live().release_id
     begun = unfinished(database)
@@ -119,7 +133,7 @@ def open_night(
         reason = f"it was interrupted, and meanwhile {live!r} became live"
         append(database, begun.ended(EntryKind.FAILED, [reason], {}))
     since_s = watermark_of(database, live) or 0
-    until_s = newest_received_s() if until_s is None else until_s
+    until_s = received_until_s() if until_s is None else until_s
     if until_s <= since_s:
         raise ConfigError(
             f"--until: {format_moment(until_s)} is not after {format_moment(since_s)}, up to which "
@@ -132,12 +146,13 @@ def challenge(
     registry: "Registry", config: EngineConfig, opened: "Entry", events: str | None
 ) -> Challenge:
     """Make a challenger of the day, and judge it."""
+    from engine.releases.promotion import decide
+
     from engine import storage
-    from engine.errors import DataError
-    from engine.metrics.promotion import Decision, decide
     from engine.stages.adapters import train_adapters
     from engine.stages.crm import score_crm, train_crm
     from engine.stages.extended_histories import extend_histories
+    from engine.stages.interactions import service_deletions
     from engine.stages.items import extend_item_text
     from engine.stages.judgement import judge
     from engine.stages.night_slates import build_night_slates
@@ -146,38 +161,46 @@ def challenge(
     from engine.stages.prompts import build_prompts
     from engine.stages.release import Descent, Parts, publish_release
 
+    assert opened.until_s is not None
     root, end_s = storage.absolute(config.run.root), opened.until_s
     parent = Parent.read(registry, opened.parent_id, root, config)
+    roles, tonight = parent.roles, config.at_night()
     day = import_day(root, registry, config, opened, events)
     if not day.facts["events"]:
-        return nothing(day, "no event came in")
-    histories = extend_histories(root, config, parent.histories, day, end_s=end_s)
+        return _held("no event came in", [day])
+    histories = extend_histories(
+        root, config, parent.histories, day, end_s=end_s,
+        deleted=service_deletions(config.run.state),
+    )
     item_text = extend_item_text(root, config, parent.item_text, parent.histories, histories)
     rows = parent.rows_until(end_s, config.night.tune_days)
     slates = build_night_slates(root, config, histories, rows)
-    if not slates.facts.get("crm_rows") or not slates.facts.get("bank_rows"):
-        return nothing(slates, "there are new rows of too few users: none for the CRM or the bank")
-    tonight = config.at_night()
-    popularity = count_popularity(root, config, histories, roles=parent.roles)
-    crm = train_crm(root, config, histories, slates, item_text, parent=parent.crm,
-                    roles=parent.roles)
+    for name in ("crm", "bank"):
+        if not slates.facts.get(f"{name}_rows"):
+            return _held(f"no new row trains the {name}", [day, histories, slates])
+    popularity = count_popularity(root, config, histories, roles=roles)
+    crm = train_crm(
+        root, tonight, histories, slates, item_text, parent=parent.crm, roles=roles
+    )
     crm_scores = score_crm(root, config, histories, slates, item_text, crm)
     prompts = build_prompts(root, tonight, histories, slates, item_text)
     bank = train_adapters(root, tonight, prompts, crm, crm_scores, parent=parent.bank)
     fusion = refit_fusion(root, tonight, parent, slates, prompts, crm_scores, bank, popularity)
-    release_id = publish_release(
-        root, config, Parts(histories, item_text, crm, bank, popularity, fusion, None),
-        Descent(opened.parent_id, parent.roles),
-    )
-    day_facts = {"events": day.facts, "histories": histories.facts, "slates": slates.facts,
-                 "crm": crm.facts, "bank": bank.facts}
+    parts = Parts(histories, item_text, crm, bank, popularity, fusion, None)
+    release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))
+    made = [day, histories, slates, crm, bank]
     try:
-        report = judge(root, config, histories, [release_id, opened.parent_id], parent.roles, end_s)
+        report = judge(root, config, histories, [release_id, opened.parent_id], roles, end_s)
     except DataError as error:
-        return Challenge(release_id, Decision("hold", (f"nothing to judge by: {error}",)),
-                         day_facts, None)
+        return replace(_held(f"nothing to judge by: {error}", made), release_id=release_id)
     found = storage.read_json(report.path("report.json"))
-    return Challenge(release_id, decide(found, config.night.promotion), day_facts, report)
+    return Challenge(release_id, decide(found, config.night.promotion), made, report)
+
+
+def _held(reason: str, made: "Sequence[Artifact]") -> Challenge:
+    from engine.releases.promotion import Decision, Verdict
+
+    return Challenge(None, Decision(Verdict.HOLD, (reason,)), made)
 
 
 def import_day(
@@ -216,9 +239,10 @@ def refit_fusion(
 
 def decide_live(registry: "Registry", parent_id: str, made: Challenge) -> "EntryKind":
     """Promote the challenger if that was decided; ReleaseError if another release became live."""
+    from engine.releases.promotion import Verdict
     from engine.state.nights import EntryKind
 
-    if made.decision.verdict == "hold" or made.release_id is None:
+    if made.decision.verdict is Verdict.HOLD or made.release_id is None:
         return EntryKind.HELD
     live = registry.live().release_id
     if live not in (parent_id, made.release_id):
@@ -227,3 +251,17 @@ def decide_live(registry: "Registry", parent_id: str, made: Challenge) -> "Entry
         )
     registry.promote(made.release_id)
     return EntryKind.PROMOTED
+
+
+def describe(ended: "Entry") -> None:
+    """Print what came of a night."""
+    challenger = ended.release_id or "no challenger"
+    print(f"night {ended.opened_id}: {ended.kind} ({challenger}, live was {ended.parent_id})")
+    for reason in ended.reasons:
+        print(f"  {reason}")
+    if ended.detail.get("report"):
+        print(f"report: {ended.detail['report']}/index.html")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

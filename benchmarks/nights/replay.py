@@ -88,7 +88,7 @@ class Arm:
         return {
             "night": number, "kind": found.kind.value, "release_id": found.release_id,
             "reasons": list(found.reasons), "seconds": seconds,
-            "training_tokens": found.detail["day"].get("bank", {}).get("training_tokens", 0),
+            "training_tokens": found.detail["facts"].get("bank", {}).get("training_tokens", 0),
             "events": day.events,
         }
 

@@ -54,7 +54,7 @@ def import_data(run: str, config: EngineConfig) -> Artifact:
     Raises DataQualityError, after quarantine is written, if too many rows are bad.
     """
     layout = find_layout(config.source)
-    deletions = _read_deletions(config.run.state)
+    deletions = service_deletions(config.run.state)
     settings = {
         **config.source.settings(), "num_partitions": config.histories.num_partitions,
         "files": sorted([file.name, file.digest()] for file in layout.files()),
@@ -66,7 +66,7 @@ def import_data(run: str, config: EngineConfig) -> Artifact:
     return artifacts.make(run, "interactions", settings, [], write)
 
 
-def _read_deletions(state: str | None) -> Deletions:
+def service_deletions(state: str | None) -> Deletions:
     """Return whom the service deleted; nobody where none has run yet on the default database."""
     if state is None:
         return Deletions.of({})
