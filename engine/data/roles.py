@@ -8,13 +8,14 @@ the first, whole training, which knew no roles.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
 from engine.config import RolesConfig
 from engine.data.sampling import sample_key
 from engine.data.splits import DAY_S
-from engine.types import IntArray
+from engine.types import History, IntArray
 
 
 class Role(IntEnum):
@@ -48,6 +49,18 @@ class Roles:
         for period in np.unique(periods[is_dealt]):
             found[is_dealt & (periods == period)] = self._dealt(user_id, int(period))
         return found
+
+    def counted(self, user_id: str, history: History) -> History:
+        """Return the events of a history that statistics may count: all but those of JUDGE."""
+        kept = self.of(user_id, history.timestamps_s) != Role.JUDGE
+        return History(
+            history.items[kept], history.ratings[kept], history.labels[kept],
+            history.timestamps_s[kept],
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what names the output of a stage that reads them."""
+        return {**self.config.settings(), "since_s": self.since_s}
 
     def _dealt(self, user_id: str, period: int) -> Role:
         """Return a user's role in one period."""
