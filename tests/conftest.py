@@ -163,6 +163,23 @@ def ray_jobs(ray_local: str) -> Any:
 
 
 @pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep a process group of this process alone; DeepSpeed takes no second one."""
+    import torch.distributed as dist
+
+    meeting = tmp_path_factory.mktemp("group") / "meet"
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def one_process(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a training loop run in this process, without Ray."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+
+@pytest.fixture(scope="session")
 def ml_100k() -> str:
     """Return the folder of the real MovieLens-100K files."""
     return _fetched("cache/ml-100k")

@@ -16,7 +16,7 @@ import numpy as np
 from engine.config import RolesConfig
 from engine.data.sampling import sample_key
 from engine.data.splits import DAY_S
-from engine.types import NO_WINDOW, IntArray, Timeline, Window
+from engine.types import NO_WINDOW, History, IntArray, Timeline, Window
 
 
 class Role(IntEnum):
@@ -60,6 +60,14 @@ class Roles:
         """Read what `to_json` returned."""
         config = {name: value for name, value in values.items() if name != "since_s"}
         return cls(RolesConfig.model_validate(config), int(values["since_s"]))
+
+    def counted(self, user_id: str, history: History) -> History:
+        """Return the events of a history that statistics may count: all but those of JUDGE."""
+        kept = self.of(user_id, history.timestamps_s) != Role.JUDGE
+        return History(
+            history.items[kept], history.ratings[kept], history.labels[kept],
+            history.timestamps_s[kept],
+        )
 
     def _dealt(self, user_id: str, period: int) -> Role:
         """Return a user's role in one period."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
+from engine.data.roles import Roles
 from engine.models.crm_features import CRMRows, FeatureSpace, build_rows, join
 from engine.models.crm_scorer import CRMScorer
 from engine.models.crm_statistics import count_events
@@ -35,18 +37,27 @@ class TrainingCounts:
     user_ids: list[str] = field(default_factory=list)
     user_values: dict[str, Counter[str]] = field(default_factory=dict)
     """Field -> value -> users."""
+    other_ids: list[str] = field(default_factory=list)
+    """Users none of whose events were counted."""
 
 
 def count_partition(
-    histories: Mapping[str, History], profiles: Profiles, size: int, cut_s: int
+    histories: Mapping[str, History], profiles: Profiles, size: int, cut_s: int,
+    roles: Roles | None = None,
 ) -> TrainingCounts:
-    """Count items and users by their events before the cut; `size` is items + 1."""
+    """Count items and users by their events before the cut; `size` is items + 1.
+
+    With roles, an event that judges is not counted, and nobody is known by it.
+    """
     before = {user_id: history.before(cut_s) for user_id, history in histories.items()}
+    if roles is not None:
+        before = {user_id: roles.counted(user_id, history) for user_id, history in before.items()}
     counts = TrainingCounts(
         count_events(before.values(), size), [], {name: Counter() for name in profiles.fields}
     )
     for user_id, history in before.items():
         if not len(history):
+            counts.other_ids.append(user_id)
             continue
         counts.user_ids.append(user_id)
         for name, values in (profiles.of(user_id).fields or {}).items():
@@ -59,9 +70,19 @@ def merge_counts(parts: Sequence[TrainingCounts]) -> TrainingCounts:
     merged = TrainingCounts(np.sum([part.items_I3 for part in parts], axis=0))
     for part in parts:
         merged.user_ids += part.user_ids
+        merged.other_ids += part.other_ids
         for name, values in part.user_values.items():
             merged.user_values.setdefault(name, Counter()).update(values)
     return merged
+
+
+def count_item_values(items_I3: FloatArray, catalogue: Catalogue) -> dict[str, Counter[str]]:
+    """Return field -> value -> items, of the items that have an event."""
+    known = np.flatnonzero(items_I3[:, 0] > 0).tolist()
+    return {
+        name: Counter(value for item in known for value in set(column[item]))
+        for name, column in catalogue.fields.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,18 +45,14 @@ class CRMScorer:
         Raises ArtifactError for a missing, additional or misshapen weight, another format or
         other text vectors.
         """
-        facts = storage.read_json(storage.join(folder_uri, FACTS))
-        if facts["format"] != FORMAT:
-            raise ArtifactError(f"CRM format {facts['format']} in {folder_uri}; known: {FORMAT}")
-        tensors = storage.read_tensors(storage.join(folder_uri, WEIGHTS))
-        maps = CRMMaps.read(tensors, facts, storage.read_table(storage.join(folder_uri, USERS)))
+        weights, maps, facts = read_crm(folder_uri)
         shape, config = CRMShape(**facts["shape"]), CRMConfig.model_validate(facts["crm"])
         if item_vectors.shape[1] != shape.text_dims:
             raise ArtifactError(
                 f"item vectors have width {item_vectors.shape[1]}, the CRM wants {shape.text_dims}"
             )
         model = CRM(shape, config)
-        _load_weights(model, tensors, folder_uri)
+        load_weights(model, weights, folder_uri)
         source = SourceConfig.model_validate(facts["source"])
         return cls(model, maps, maps.space(catalogue, item_vectors, config, source))
 
@@ -161,20 +157,31 @@ class CRMScorer:
         )
 
 
-def _load_weights(model: CRM, tensors: storage.Tensors, folder_uri: str) -> None:
-    """Copy the weights into a model; every one must be there and fit."""
+def read_crm(folder_uri: str) -> tuple[storage.Tensors, CRMMaps, dict[str, Any]]:
+    """Return weights by name, maps and facts of a CRM folder; ArtifactError for another format."""
+    facts = storage.read_json(storage.join(folder_uri, FACTS))
+    if facts["format"] != FORMAT:
+        raise ArtifactError(f"CRM format {facts['format']} in {folder_uri}; known: {FORMAT}")
+    tensors = storage.read_tensors(storage.join(folder_uri, WEIGHTS))
+    maps = CRMMaps.read(tensors, facts, storage.read_table(storage.join(folder_uri, USERS)))
     weights = {
-        name.removeprefix(PREFIX): torch.from_numpy(np.array(array))
+        name.removeprefix(PREFIX): array
         for name, array in tensors.items() if name.startswith(PREFIX)
     }
+    return weights, maps, facts
+
+
+def load_weights(model: CRM, weights: storage.Tensors, source: str) -> None:
+    """Copy weights into a model; ArtifactError unless every one is there and fits."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
         wrong = sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
-        raise ArtifactError(f"CRM in {folder_uri}: weights missing, unknown or misshapen: {wrong}")
-    model.load_state_dict(weights, strict=True)
+        raise ArtifactError(f"CRM in {source}: weights missing, unknown or misshapen: {wrong}")
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    model.load_state_dict(tensors, strict=True)
 
 
 def write_crm(

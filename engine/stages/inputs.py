@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.data.catalogue import Catalogue
 from engine.data.layers import read_histories
 from engine.data.profiles import Profiles
+from engine.data.roles import Roles
 from engine.data.schema import histories_of, part_name
 from engine.data.splits import read_timeline
 from engine.models.crm_examples import UserSlates, user_slates
@@ -27,13 +28,16 @@ class Inputs:
     histories: str
     slates: str
     item_text: str
+    roles: Roles | None = None
+    """None: every row may be counted."""
 
     @classmethod
     def of(
-        cls, config: EngineConfig, histories: Artifact, slates: Artifact, item_text: Artifact
+        cls, config: EngineConfig, histories: Artifact, slates: Artifact, item_text: Artifact,
+        roles: Roles | None = None,
     ) -> Self:
         """Return the inputs that these artifacts hold."""
-        return cls(config, histories.uri, slates.uri, item_text.uri)
+        return cls(config, histories.uri, slates.uri, item_text.uri, roles)
 
     def catalogue(self) -> Catalogue:
         """Return the catalogue."""

@@ -20,6 +20,7 @@ from engine import storage
 from engine.config import CRMConfig, Section
 from engine.models.crm import CRM, CRMShape, CRMTensors, to_tensors
 from engine.models.crm_features import CRMBatch, CRMRows, ItemTable
+from engine.models.crm_scorer import load_weights
 from engine.training.checkpoints import checkpoint_name, load_state, save_state
 from engine.training.crm_batches import LanePlan, LaneReader, blank_batch, merge_batches
 from engine.training.engines import (
@@ -43,6 +44,8 @@ class CRMLoopSettings(Section):
     examples: str
     row_counts: tuple[int, ...]
     seed: int
+    start: str | None = None
+    """URI of the first weights; None: random ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class CRMTrainer:
         tensors = storage.read_tensors(storage.join(loop.examples, "items.safetensors"))
         torch.manual_seed(loop.seed)
         model = CRM(CRMShape(**loop.shape), loop.crm)
+        if loop.start is not None:
+            load_weights(model, storage.read_tensors(loop.start), loop.start)
         self._engine = start_engine(
             model, parameter_groups(model, loop.crm), zero_stage=loop.crm.zero_stage,
             micro_batch=loop.crm.batch_size // session.world_size, accumulation=1,

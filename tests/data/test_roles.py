@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from engine.config import RolesConfig
 from engine.data.roles import Role, Roles
 from engine.data.splits import DAY_S
+from engine.types import History
 
 ROLES = Roles(RolesConfig(rotate_days=7), since_s=30 * DAY_S)
 
@@ -42,3 +43,16 @@ def test_a_row_has_the_same_role_alone_and_among_others(user_id: str, times: lis
     together = ROLES.of(user_id, np.array(times))
     alone = [ROLES.of(user_id, np.array([time]))[0] for time in times]
     assert together.tolist() == alone
+
+
+def test_only_rows_that_judge_are_not_counted() -> None:
+    times = np.arange(0, 300, 3) * DAY_S
+    numbers = np.arange(len(times))
+    history = History(numbers, numbers.astype(np.float32), numbers % 2, times)
+    kept = ROLES.counted("u", history)
+    roles = ROLES.of("u", times)
+    assert set(roles.tolist()) == set(Role)
+    assert kept.items.tolist() == numbers[roles != Role.JUDGE].tolist()
+    assert kept.ratings.tolist() == kept.items.tolist()
+    assert kept.labels.tolist() == (kept.items % 2).tolist()
+    assert kept.timestamps_s.tolist() == (kept.items * 3 * DAY_S).tolist()

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from engine import artifacts, storage
-from engine.config import EngineConfig
+from engine.config import EngineConfig, RolesConfig
+from engine.data.roles import Role, Roles
 from engine.data.schema import HISTORIES, items_schema, part_name
 from engine.data.splits import write_timeline
 from engine.models.popularity import Popularity
@@ -53,3 +54,14 @@ def test_all_partitions_are_added(ray_local, tmp_path):
     mean = 1.5 / 4
     rates = (np.array([0, 1, 0, 0]) + 10 * mean) / (np.array([0, 2, 1, 0]) + 10)
     assert popularity.scores == pytest.approx(np.log(rates / (1 - rates)), abs=1e-6)
+
+
+def test_what_judges_is_never_counted(ray_local, tmp_path):
+    judged = Roles(RolesConfig(judge=0.9, bank=0.01, tune=0.0), since_s=20)
+    assert all(judged.of(user, np.array([20]))[0] == Role.JUDGE for user in "abc")
+    histories = make_histories(str(tmp_path))
+    made = count_popularity(str(tmp_path), EngineConfig(), histories, judged)
+    assert Popularity.load(made.path("popularity.safetensors")).events.tolist() == [0, 1, 0, 0]
+    free = Roles(RolesConfig(), since_s=100)
+    whole = count_popularity(str(tmp_path), EngineConfig(), histories, free)
+    assert Popularity.load(whole.path("popularity.safetensors")).events.tolist() == [0, 3, 1, 2]

@@ -5,7 +5,6 @@ A restart within one call is in tests/stages/test_crm.py.
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
 from ray.train import WorkerGroupError
 
 from engine import storage
@@ -170,15 +168,6 @@ def test_two_workers_killed_and_started_again_learn_what_one_learns_uninterrupte
         expected = [point[name] for point in reference[0]]
         assert [point[name] for point in curve] == pytest.approx(expected, rel=1e-5), name
     assert_same(bank, reference[1], 1e-4)
-
-
-@pytest.fixture
-def one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process group of this process alone, for a loop without Ray."""
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 class Stopped(Exception):
