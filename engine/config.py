@@ -484,6 +484,9 @@ class PromotionConfig(Section):
     lower end of the interval."""
     min_slice_rows: int = Field(default=500, ge=1)
     """Smaller slices are reported, and hold nothing back."""
+    min_users: int = Field(default=10, ge=1)
+    """With fewer judged users the intervals are too short to go by: the challenger is held, and a
+    slice of fewer users holds nothing back."""
     max_calibration_error: float = Field(default=0.1, gt=0, le=1)
     """Highest expected calibration error of the fused answer."""
     min_entropy_share: float = Field(default=0.0, ge=0, le=1)

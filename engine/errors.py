@@ -10,6 +10,7 @@ EngineError
     ReleaseNotFoundError  LookupError  no complete release has this id
     ReleaseFormatError                 written by an engine that this one cannot read
   PromptError           ValueError     a prompt cannot be built or scored
+  NightRunningError     RuntimeError   another night has the lease
   UnknownItemError      LookupError    no item has this id
   UnknownUserError      LookupError    no user has this id
   RequestError          ValueError     an HTTP request asks for something that is not allowed
@@ -56,6 +57,10 @@ class ReleaseFormatError(ReleaseError):
 
 class PromptError(EngineError, ValueError):
     """A prompt cannot be built within its limits, or its labels are not single tokens."""
+
+
+class NightRunningError(EngineError, RuntimeError):
+    """Another night has the lease, or has taken it over."""
 
 
 class UnknownItemError(EngineError, LookupError):

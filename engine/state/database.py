@@ -6,6 +6,9 @@
     items         item_id, title, fields, is_withdrawn, first_revision, text_revision, revision
     item_vectors  item_id, encoder, text_revision, vector
     profiles      user_id, fields
+    leases        name, owner, token, ttl_s, until_s
+    nights        night_id, opened_id, kind, at_s, parent_id, release_id, since_s, until_s, reasons,
+                  detail
 
 The only file that knows the dialect. SQLite serves one machine (WAL, synchronous=FULL: a commit is
 on disk before it returns); PostgreSQL serves a cluster.
@@ -15,6 +18,7 @@ import fcntl
 import logging
 import re
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +38,7 @@ from sqlalchemy import (
     Engine,
     Float,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     Row,
@@ -65,6 +70,8 @@ DELETION_LOCK = 7_251_604_190
 """PostgreSQL advisory lock of those who store events (shared) and who delete a user (alone)."""
 CATALOGUE_LOCK = 7_251_604_191
 """PostgreSQL advisory lock of those who change items: revisions are visible in their order."""
+LEASE_LOCK = 7_251_604_192
+"""PostgreSQL advisory lock of those who take, renew or end a lease."""
 MAX_ROWS = 500
 """Values, or rows, of one statement: SQLite and PostgreSQL bound the number of parameters."""
 _one_migration = threading.Lock()      # Alembic keeps its context in module globals
@@ -85,6 +92,7 @@ EVENTS = Table(
     Column("received_s", BigInteger, nullable=False),
     Column("request_id", BYTE_ORDER),
     Index("events_of_user", "user_id", "timestamp_s", "item_id", "event_id"),
+    Index("events_by_receipt", "received_s"),
 )
 
 DELETIONS = Table(
@@ -131,6 +139,31 @@ PROFILES = Table(
     Column("user_id", BYTE_ORDER, primary_key=True),
     Column("fields", JSON, nullable=False),
 )
+
+LEASES = Table(
+    "leases", METADATA,
+    Column("name", String, primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("token", String, nullable=False),
+    Column("ttl_s", Float(53), nullable=False),
+    Column("until_s", Float(53), nullable=False),
+)
+
+NIGHTS = Table(
+    "nights", METADATA,
+    Column("night_id", Integer, primary_key=True),
+    Column("opened_id", Integer),
+    Column("kind", String, nullable=False),
+    Column("at_s", BigInteger, nullable=False),
+    Column("parent_id", String, nullable=False),
+    Column("release_id", String),
+    Column("since_s", BigInteger),
+    Column("until_s", BigInteger),
+    Column("reasons", JSON, nullable=False),
+    Column("detail", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Append-only: triggers refuse to change or remove a row."""
 
 
 def open_database(url: str) -> Engine:
@@ -240,6 +273,18 @@ def lock_to_delete(connection: Connection) -> None:
 def lock_catalogue(connection: Connection) -> None:
     """Let no other transaction change items before this one ends."""
     _lock(connection, CATALOGUE_LOCK)
+
+
+def lock_leases(connection: Connection) -> None:
+    """Let no other transaction take, renew or end a lease before this one ends."""
+    _lock(connection, LEASE_LOCK)
+
+
+def now_s(connection: Connection) -> float:
+    """Return the database's time, the same for all who use it, in seconds since 1970."""
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
 
 
 def _lock(connection: Connection, key: int, function: str = "pg_advisory_xact_lock") -> None:

@@ -51,9 +51,9 @@ def append(engine: Engine, events: Sequence[Event]) -> list[EventStatus]:
     both also hold within one call, where the first event of an id counts. What a user did before
     being deleted is rejected.
     """
-    received_s = int(time.time())
     with writing(engine).begin() as connection:
         lock_to_store(connection)
+        received_s = int(time.time())       # not before the turn has come: see COMMIT_MARGIN_S
         deleted = deletion_times(connection, {event.user_id for event in events})
         reasons = [_refusal(event, deleted.get(event.user_id)) for event in events]
         welcome = [event for event, reason in zip(events, reasons, strict=True) if reason is None]

@@ -1,13 +1,23 @@
 """A user's newest interactions, read while a request waits; and their bulk seed."""
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    and_,
+    func,
+    literal,
+    select,
+)
 
 from engine.state.database import EVENTS, lock_to_store, rows_of, upsert, writing
 from engine.state.deletions import deletion_times
@@ -15,6 +25,10 @@ from engine.state.deletions import deletion_times
 SEED_CHUNK = 10_000
 ID_CHUNK = 10_000
 """User ids, or events, that are fetched at a time."""
+COMMIT_MARGIN_S = 60
+"""An event has the time of its receipt before it is committed, and the clocks of services differ: a
+night leaves the newest events to the next one. One that is committed later than this after its
+receipt is missed by the nights, and known to a whole training."""
 SEED_PREFIX = "seed:"
 """Begins the event ids of seeded interactions; no client may use it."""
 
@@ -29,11 +43,14 @@ class PastEvent:
     label: int
 
 
+_PAST_EVENT = (EVENTS.c.item_id, EVENTS.c.timestamp_s, EVENTS.c.rating, EVENTS.c.label)
+
+
 def newest_events(engine: Engine, user_id: str, limit: int) -> list[PastEvent]:
     """Return the newest `limit` events of a user, oldest first; equal times are ordered by item."""
     order = (EVENTS.c.timestamp_s, EVENTS.c.item_id, EVENTS.c.event_id)
     statement = (
-        select(EVENTS.c.item_id, EVENTS.c.timestamp_s, EVENTS.c.rating, EVENTS.c.label)
+        select(*_PAST_EVENT)
         .where(EVENTS.c.user_id == user_id)
         .order_by(*(column.desc() for column in order))
         .limit(limit)
@@ -61,12 +78,42 @@ def all_events(engine: Engine) -> Iterator[tuple[str, PastEvent]]:
     """Yield every event with its user, by user and time, as of one moment; holds a read transaction
     meanwhile.
     """
-    columns = (EVENTS.c.item_id, EVENTS.c.timestamp_s, EVENTS.c.rating, EVENTS.c.label)
-    order = (EVENTS.c.user_id, EVENTS.c.timestamp_s, EVENTS.c.item_id, EVENTS.c.event_id)
-    statement = select(EVENTS.c.user_id, *columns).order_by(*order)
+    yield from _events(engine, select(EVENTS.c.user_id, *_PAST_EVENT))
+
+
+def received_events(
+    engine: Engine, since_s: int, until_s: int
+) -> Iterator[tuple[str, PastEvent]]:
+    """Yield the events that were received at since < time <= until, as `all_events` does; seeded
+    ones were received at 0. Costs in proportion to their number.
+    """
+    statement = select(EVENTS.c.user_id, *_PAST_EVENT)
+    yield from _events(engine, statement.where(_is_received(since_s, until_s)))
+
+
+def count_received(engine: Engine, since_s: int, until_s: int) -> int:
+    """Return the number of events that `received_events` yields."""
+    statement = select(func.count()).select_from(EVENTS).where(_is_received(since_s, until_s))
     with engine.connect() as connection:
-        rows = connection.execution_options(yield_per=ID_CHUNK).execute(statement)
-        for user_id, *event in rows:
+        return int(connection.scalar(statement) or 0)
+
+
+def newest_bound(now_s: float | None = None) -> int:
+    """Return the time up to which all events that were received can be read now: the upper bound of
+    a night's events.
+    """
+    return int(time.time() if now_s is None else now_s) - COMMIT_MARGIN_S
+
+
+def _is_received(since_s: int, until_s: int) -> ColumnElement[bool]:
+    return and_(EVENTS.c.received_s > since_s, EVENTS.c.received_s <= until_s)
+
+
+def _events(engine: Engine, statement: Select[Any]) -> Iterator[tuple[str, PastEvent]]:
+    order = (EVENTS.c.user_id, EVENTS.c.timestamp_s, EVENTS.c.item_id, EVENTS.c.event_id)
+    with engine.connect() as connection:
+        streamed = connection.execution_options(yield_per=ID_CHUNK)
+        for user_id, *event in streamed.execute(statement.order_by(*order)):
             yield user_id, PastEvent(*event)
 
 

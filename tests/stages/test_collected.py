@@ -12,7 +12,7 @@ from engine import storage
 from engine.artifacts import Artifact, open_artifact
 from engine.config import ColumnsConfig, EngineConfig, LabelConfig, SourceConfig
 from engine.errors import ChecksumError, ConfigError, DataError
-from engine.stages.collected import collect, source_of
+from engine.stages.collected import collect, collect_day, source_of
 from engine.state.database import open_database
 from engine.state.deletions import delete_user
 from engine.state.events import Event, append
@@ -171,6 +171,133 @@ def test_a_broken_release_is_refused(
     (folder / "catalogue.parquet").write_bytes(b"PAR1")
     with pytest.raises(ChecksumError, match=r"catalogue\.parquet"):
         collect(str(tmp_path / "out"), world.registry, "broken", url)
+
+
+def receive(
+    database: Engine, monkeypatch: pytest.MonkeyPatch, received_s: int, *events: Event
+) -> None:
+    """Store events as if they had come at that time."""
+    monkeypatch.setattr("engine.state.events.time.time", lambda: received_s)
+    append(database, events)
+
+
+def test_a_drop_has_the_events_that_came_within_its_bounds(
+    world: TinyWorld, database: Engine, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, users = world.catalogue.item_ids, sorted(world.histories)
+    receive(database, monkeypatch, 1000, Event("e0", users[0], ids[1], 900, 5.0, 1))
+    receive(database, monkeypatch, 1001, Event("e1", "new", ids[2], 950, 1.0, 0),
+            Event("e2", users[3], ids[1], 2, None, 1))
+    receive(database, monkeypatch, 1010, Event("e3", users[3], "unheard", 1, 2.0, 0),
+            Event("e2", users[3], ids[1], 2, None, 1))        # sent again
+    receive(database, monkeypatch, 1011, Event("e4", users[1], ids[3], 5, 4.0, 1))
+    put_items(database, [
+        SentItem("zz", "Zeppelin"), SentItem(ids[5], "Renamed"),
+        SentItem(ids[6], world.catalogue.titles[6], world.catalogue.values_of(6)),      # as it was
+        SentItem(ids[7], is_withdrawn=True),
+    ])
+    put_profiles(database, {
+        "sent": {"gender": ("female",)}, users[4]: {"age": ("30",)},
+        users[5]: world.profiles.of(users[5]).fields or {},                             # as it was
+    })
+    out = str(tmp_path / "out")
+    bounds = {"since_s": 1000, "until_s": 1010}
+    drop = collect_day(out, world.registry, "r1", url, **bounds, part_rows=2)
+    drop.verify()
+    assert drop.kind == "drop"
+    assert drop.facts == {
+        "events": 3, "changed_ratings": 0, "items": 5, "items_without_text": 1, "users": 3,
+    }
+    assert len(drop.files("interactions/")) == 2
+    assert rows_of(drop, "interactions/") == [
+        {"user_id": user, "item_id": item, "timestamp": time_s, "label": label, "rating": rating}
+        for user, item, time_s, label, rating in sorted([
+            (users[3], "unheard", 1, 0, 2.0), (users[3], ids[1], 2, 1, 4.0),
+            ("new", ids[2], 950, 0, 1.0),
+        ], key=lambda row: (row[0].encode(), row[2]))
+    ]
+    items = {row["item_id"]: row["title"] for row in rows_of(drop, "items.parquet")}
+    assert items == {
+        ids[1]: world.catalogue.titles[1], ids[2]: world.catalogue.titles[2], "unheard": "unheard",
+        "zz": "Zeppelin", ids[5]: "Renamed",
+    }
+    profiles = {row["user_id"]: row for row in rows_of(drop, "users.parquet")}
+    assert sorted(profiles) == sorted([users[3], users[4], "sent"])
+    assert profiles[users[4]] == {
+        "user_id": users[4], "gender": [], "age": ["30"], "occupation": [],
+    }
+
+
+def test_a_drop_is_found_again_and_does_not_depend_on_what_came_later(
+    world: TinyWorld, database: Engine, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive(database, monkeypatch, 1005, Event("e1", "ann", "1", 7, 5.0, 1),
+            Event("e2", "bob", "1", 6, 5.0, 1))
+    bounds = {"since_s": 1000, "until_s": 1010}
+    first = collect_day(str(tmp_path / "out"), world.registry, "r1", url, **bounds)
+    receive(database, monkeypatch, 1011, Event("e3", "bob", "1", 8, 5.0, 1))
+    assert collect_day(str(tmp_path / "out"), world.registry, "r1", url, **bounds) == first
+    other = collect_day(str(tmp_path / "other"), world.registry, "r1", url, **bounds)
+    assert other.manifest()["files"] == first.manifest()["files"]
+    assert other.key == first.key
+    delete_user(database, "ann")
+    without = collect_day(str(tmp_path / "out"), world.registry, "r1", url, **bounds)
+    assert without.key != first.key
+    assert {row["user_id"] for row in rows_of(without, "interactions/")} == {"bob"}
+
+
+def test_days_next_to_each_other_have_together_what_one_long_day_has(
+    world: TinyWorld, database: Engine, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        user = sorted(world.histories)[number % 5]
+        receive(database, monkeypatch, 1000 + number, Event(f"e{number}", user, "1", 5, 4.0, 1))
+
+    def rows(since_s: int, until_s: int) -> list[str]:
+        drop = collect_day(
+            str(tmp_path / "out"), world.registry, "r1", url, since_s=since_s, until_s=until_s
+        )
+        return [str(row) for row in rows_of(drop, "interactions/")]
+
+    whole = rows(0, 2000)
+    assert len(whole) == 30
+    assert sorted([*rows(0, 1007), *rows(1007, 1008), *rows(1008, 2000)]) == sorted(whole)
+
+
+def test_a_day_without_events_is_a_drop_without_rows(
+    world: TinyWorld, database: Engine, url: str, tmp_path: Path
+) -> None:
+    drop = collect_day(
+        str(tmp_path / "out"), world.registry, "r1", url, since_s=1000, until_s=1000
+    )
+    drop.verify()
+    assert drop.facts == {
+        "events": 0, "changed_ratings": 0, "items": 0, "items_without_text": 0, "users": 0,
+    }
+    [part] = drop.files("interactions/")
+    assert storage.read_table(part).column_names == [
+        "user_id", "item_id", "timestamp", "label", "rating",
+    ]
+    for name in ("interactions/", "items.parquet", "users.parquet"):
+        assert rows_of(drop, name) == []
+
+
+def test_a_day_that_ends_before_it_begins_is_refused(
+    world: TinyWorld, database: Engine, url: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="a day from 1000 to 940: 0 <= since <= until must hold"):
+        collect_day(
+            str(tmp_path / "out"), world.registry, "r1", url, since_s=1000, until_s=940
+        )
+
+
+def test_a_drop_of_a_broken_release_is_refused(
+    world: TinyWorld, database: Engine, url: str, tmp_path: Path
+) -> None:
+    folder = Path(world.publish("torn"))
+    (folder / "users.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ChecksumError, match=r"users\.parquet"):
+        collect_day(str(tmp_path / "out"), world.registry, "torn", url, since_s=0, until_s=9)
 
 
 def test_what_was_collected_is_imported_as_it_was(

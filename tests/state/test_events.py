@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete
 
-from engine.state.database import EVENTS, open_database, writing
+from engine.state.database import EVENTS, lock_to_delete, open_database, writing
 from engine.state.events import Event, EventState, append
-from engine.state.histories import count_events, newest_events
+from engine.state.histories import count_events, count_received, newest_events
 
 EVENT = Event("e1", "ann", "m1", 100, 4.0, 1)
 
@@ -120,6 +120,23 @@ def test_writers_at_once_store_each_event_once(database: Engine) -> None:
     assert answers.count("stored") == 200
     assert answers.count("duplicate") == 500
     assert count_events(database) == 200
+
+
+def test_an_event_is_received_when_its_turn_to_be_stored_has_come(
+    database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that waited for a lock would be committed long after its receipt."""
+    moment, other = [1000.0], open_database(database_url)
+    monkeypatch.setattr("engine.state.events.time.time", lambda: moment[0])
+    with ThreadPoolExecutor(1) as pool:
+        with writing(database).begin() as connection:
+            lock_to_delete(connection)
+            appended = pool.submit(append, other, [EVENT])
+            assert wait([appended], timeout=0.5).not_done
+            moment[0] = 5000.0
+        assert appended.result(30)[0].state is EventState.STORED
+    assert count_received(database, 4999, 5000) == 1
+    other.dispose()
 
 
 WRITER = """

@@ -3,16 +3,20 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, insert, text
 
 from engine.state.database import EVENTS, writing
 from engine.state.deletions import delete_user
 from engine.state.events import Event, append
 from engine.state.histories import (
+    COMMIT_MARGIN_S,
     PastEvent,
     all_events,
     count_events,
+    count_received,
+    newest_bound,
     newest_events,
+    received_events,
     seed,
     some_user_ids,
     user_ids,
@@ -174,3 +178,46 @@ def test_what_users_reported_is_not_seeded_once_more(database: Engine) -> None:
             ("ann", "x", 10, None), ("ann", "y", 10, 4.0), ("ann", "x", 11, 4.0),
             ("bob", "x", 10, 4.0),
         ]
+
+
+def test_days_have_every_event_once_by_its_receipt_and_in_order(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed(database, [("ann", [PastEvent("old", 5, 4.0, 1)])])
+    for received_s in (100, 101, 102, 103):
+        monkeypatch.setattr("engine.state.events.time.time", lambda now_s=received_s: now_s + 0.9)
+        append(database, [
+            Event(f"{user}{received_s}", user, "m1", -received_s, None, 1) for user in ("b", "a")
+        ])
+    days = [list(received_events(database, *bounds)) for bounds in ((0, 100), (100, 102))]
+    assert [[(user, -event.timestamp_s) for user, event in day] for day in days] == [
+        [("a", 100), ("b", 100)], [("a", 102), ("a", 101), ("b", 102), ("b", 101)],
+    ]
+    assert [count_received(database, *bounds) for bounds in ((0, 100), (100, 102), (0, 103))] == [
+        2, 4, 8,
+    ]
+    assert list(received_events(database, 103, 103)) == []
+
+
+def test_a_night_leaves_the_newest_events_to_the_next() -> None:
+    assert newest_bound(1000.9) == 1000 - COMMIT_MARGIN_S
+
+
+def test_a_day_is_found_by_an_index(database: Engine) -> None:
+    """Of both orders that an index could save, by user or by receipt, the latter is the short one.
+    """
+    rows = [
+        {"event_id": str(number), "user_id": f"u{number % 50}", "item_id": "m1",
+         "timestamp_s": number, "label": 1, "received_s": number}
+        for number in range(20_000)
+    ]
+    with writing(database).begin() as connection:
+        connection.execute(insert(EVENTS), rows)
+        if database.dialect.name == "postgresql":
+            connection.execute(text("ANALYZE events"))
+        explain = "EXPLAIN QUERY PLAN" if database.dialect.name == "sqlite" else "EXPLAIN"
+        plan = connection.execute(text(
+            f"{explain} SELECT * FROM events WHERE received_s > 19000 AND received_s <= 19100 "
+            "ORDER BY user_id, timestamp_s, item_id, event_id"
+        ))
+        assert "events_by_receipt" in str(plan.all())
