@@ -590,20 +590,9 @@ class EngineConfig(Section):
         return self
 
     def at_night(self) -> "EngineConfig":
-        """Return the settings with which a night trains: once over a small sample, at lower rates,
-        and without what a training is only described with.
-        """
-        night, adapters = self.night, self.adapters
+        """Return the settings of a night's sample: fewer slates, and no reference scores."""
         return self.model_copy(update={
-            "crm": self.crm.model_copy(update={
-                "epochs": 1, "learning_rate": self.crm.learning_rate * night.crm_rate,
-            }),
-            "adapters": adapters.model_copy(update={
-                "epochs": 1, "max_slates": night.max_slates,
-                **{name: getattr(adapters, name) * night.bank_rate for name in (
-                    "learning_rate", "gate_learning_rate", "readout_learning_rate",
-                )},
-            }),
+            "adapters": self.adapters.model_copy(update={"max_slates": self.night.max_slates}),
             "evaluation": self.evaluation.model_copy(update={"references": ()}),
         })
 
