@@ -137,11 +137,11 @@ class Embedder:
         self._own: LRUCache[str, TextEncoder] = LRUCache(maxsize=2)
         """Encoders that are not a base model: the live release's and a challenger's."""
 
-    def embed(self, release: LoadedRelease) -> "Embedded":
+    def embed(self, release: LoadedRelease) -> Embedded:
         """Give vectors to items that lack those of a release's encoder, the newest changes first.
 
         The release must hold its language model. A text that cannot be read is logged and tried
-        again by the next call. Raises what the encoder raises where it can read none of the first.
+        again by the next call. Where none of the first can be read, the others wait for it, too.
         """
         key = release.item_texts.encoder
         items = items_to_embed(self._database, key, self._done.get(key, 0), READ_AT_ONCE)
@@ -150,9 +150,9 @@ class Embedder:
         read: list[tuple[StoredItem, FloatArray]] = []
         for start in range(0, len(items), EMBEDDED_TOGETHER):
             assert encoder is not None
-            found, error = _read(encoder, release, items[start : start + EMBEDDED_TOGETHER])
-            if error is not None and not found and start == 0:
-                raise error
+            found = _read(encoder, release, items[start : start + EMBEDDED_TOGETHER])
+            if not found and start == 0:
+                break       # the encoder's fault: else each of 1000 texts is tried alone
             read += found
             done |= {each.item.item_id for each, _ in found}
             is_last = start + EMBEDDED_TOGETHER >= len(items)
@@ -180,8 +180,8 @@ class Embedder:
 
 def _read(
     encoder: TextEncoder, release: LoadedRelease, items: Sequence[StoredItem]
-) -> tuple[list[tuple[StoredItem, FloatArray]], Exception | None]:
-    """Return items with their vectors, without those that cannot be read, and why not."""
+) -> list[tuple[StoredItem, FloatArray]]:
+    """Return items with their vectors, without those that cannot be read."""
     names = release.catalogue.fields
     try:
         vectors = encoder.encode([
@@ -194,10 +194,9 @@ def _read(
     except Exception as error:  # noqa: BLE001  whatever it is, other texts may be read
         if len(items) == 1:
             log.error("item %r cannot be read: %s", items[0].item.item_id, error)
-            return [], error
-        parts = [_read(encoder, release, [each]) for each in items]
-        return [pair for found, _ in parts for pair in found], error
-    return list(zip(items, vectors, strict=True)), None
+            return []
+        return [pair for each in items for pair in _read(encoder, release, [each])]
+    return list(zip(items, vectors, strict=True))
 
 
 def _with_texts(

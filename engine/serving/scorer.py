@@ -108,10 +108,9 @@ class Scorer:
         return (await self._embedding.ask(None)).is_all
 
     async def _embed_together(self, callers: list[None]) -> list[Embedded]:
-        found = [
-            await asyncio.to_thread(self._embedder.embed, release)
-            for release in self.releases.held.answering()
-        ]
+        answering = self.releases.held.answering()
+        readers = {release.item_texts.encoder: release for release in answering}.values()
+        found = [await asyncio.to_thread(self._embedder.embed, release) for release in readers]
         is_all = bool(found) and all(each.is_all for each in found)
         return [Embedded(sum(each.items for each in found), is_all)] * len(callers)
 
