@@ -62,6 +62,14 @@ class Held:
         challenger = self._challenger_of(user_id, is_shadow=True)
         return None if challenger is None else challenger.release_id
 
+    def is_shadow(self, release_id: str) -> bool:
+        """Tell whether a release answers for the record alone."""
+        found = self.challenger
+        return (
+            found is not None and found.experiment.is_shadow
+            and found.release.release_id == release_id
+        )
+
     def _challenger_of(self, user_id: str | None, *, is_shadow: bool) -> LoadedRelease | None:
         found = self.challenger
         if found is None or user_id is None or found.experiment.is_shadow != is_shadow:

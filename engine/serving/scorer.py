@@ -90,8 +90,12 @@ class Scorer:
             pace = Pace()
 
             async def rank_batch(jobs: list[Job]) -> list[Ranking | Exception]:
-                """Rank a batch off the event loop; there is one batch at a time."""
-                rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
+                """Rank a batch off the event loop; there is one batch at a time.
+
+                A shadow's prefixes would crowd out those of users.
+                """
+                cache = None if self.releases.held.is_shadow(release_id) else self._cache
+                rankings = await asyncio.to_thread(rank_each, jobs, cache, pace)
                 self._metrics.count_batch(len(jobs))
                 return rankings
 

@@ -3,14 +3,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from engine.config import ServingConfig
 from engine.models.text_encoder import BaseModelEncoder
 from engine.recommender import feed
 from engine.recommender.feed import Embedded, Embedder
 from engine.recommender.loading import load_release
+from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease
 from engine.releases.experiment import Experiment
@@ -19,6 +22,7 @@ from engine.serving.releases import Challenger, Held, ReleaseHolder
 from engine.serving.scorer import MAX_WAITING, Scorer, rank_each, rank_jobs
 from engine.state.database import open_database
 from engine.state.items import SentItem, items_to_embed, put_items
+from engine.types import AnswerMode
 from tests.tiny_release import TinyWorld, tiny_world
 
 
@@ -44,14 +48,18 @@ def scorer(releases: list[LoadedRelease], tmp_path: Path) -> Iterator[Any]:
     made.database = open_database(f"sqlite:///{tmp_path}/state.db")
     made.releases = ReleaseHolder(lambda *_: None)      # type: ignore[arg-type,return-value]
     hold(made, *releases)
+    made._config, made._metrics, made._groups = ServingConfig(), Mock(), {}
+    made._cache, made._one_batch = PrefixCache(10**7), asyncio.Lock()
     made._embedder = Embedder(made.database)
     made._embedding = Groups(made._embed_together, MAX_WAITING)
     yield made
     made.database.dispose()
 
 
-def hold(scorer: Any, live: LoadedRelease, challenger: LoadedRelease) -> None:
-    experiment = Experiment(challenger.release_id, 1.0, False, 0)
+def hold(
+    scorer: Any, live: LoadedRelease, challenger: LoadedRelease, *, is_shadow: bool = False
+) -> None:
+    experiment = Experiment(challenger.release_id, 1.0, is_shadow, 0)
     scorer.releases.held = Held(live, None, Challenger(experiment, challenger))
 
 
@@ -139,3 +147,24 @@ def test_releases_of_one_encoder_are_asked_once_for_texts_to_read(
     [found] = asyncio.run(scorer._embed_together([None]))
     assert found == Embedded(1, is_all=True)
     assert len(asked) == 1
+
+
+def test_prefixes_of_users_are_kept_and_those_of_a_shadow_are_not(
+    world: TinyWorld, scorer: Any, releases: list[LoadedRelease]
+) -> None:
+    task = RankTask(world.profiles.of("1"), world.histories["1"], np.arange(1, 16), 5, 10)
+    cache, kept = scorer._cache, []
+
+    def ask(release_id: str) -> None:
+        ranking = asyncio.run(scorer.rank(task, release_id))
+        assert ranking.mode is AnswerMode.FULL
+        kept.append(cache.num_bytes)
+
+    hold(scorer, *releases, is_shadow=True)
+    ask("r2")
+    ask("r1")
+    ask("r2")
+    assert kept[0] == 0 < kept[1] == kept[2]
+    hold(scorer, *releases)
+    ask("r2")
+    assert kept[3] > kept[2]
