@@ -17,6 +17,8 @@ ID_CHUNK = 10_000
 """User ids, or events, that are fetched at a time."""
 SEED_PREFIX = "seed:"
 """Begins the event ids of seeded interactions; no client may use it."""
+IS_REPORTED = func.substr(EVENTS.c.event_id, 1, len(SEED_PREFIX)) != SEED_PREFIX
+"""Whether an event is a client's own; LIKE would ignore case in SQLite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +135,7 @@ def _without_reported(
 ) -> list[dict[str, Any]]:
     """Return the rows of which no event is stored under an id of a client's own."""
     columns = EVENTS.c.user_id, EVENTS.c.item_id, EVENTS.c.timestamp_s
-    statement = select(*columns).where(
-        func.substr(EVENTS.c.event_id, 1, len(SEED_PREFIX)) != SEED_PREFIX
-    )
+    statement = select(*columns).where(IS_REPORTED)
     users = {row["user_id"] for row in rows}
     reported = {tuple(row) for row in rows_of(connection, statement, EVENTS.c.user_id, users)}
     return [
