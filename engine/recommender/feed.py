@@ -185,10 +185,7 @@ def _read(
     names = release.catalogue.fields
     try:
         vectors = encoder.encode([
-            item_text(
-                each.item.title or each.item.item_id,
-                {name: each.item.fields.get(name, ()) for name in names},
-            )
+            item_text(each.item.title or each.item.item_id, each.item.values_of(names))
             for each in items
         ])
     except Exception as error:  # noqa: BLE001  whatever it is, other texts may be read
@@ -215,8 +212,8 @@ def _with_texts(
             continue
         place = catalogue.index_of(each.item.item_id)
         catalogue.titles[place] = each.item.title
-        for name, column in catalogue.fields.items():
-            column[place] = each.item.fields.get(name, ())
+        for name, values in each.item.values_of(catalogue.fields).items():
+            catalogue.fields[name][place] = values
     return catalogue
 
 
@@ -225,9 +222,8 @@ def _is_news(known: Catalogue, item: SentItem) -> bool:
     if item.item_id not in known:
         return True
     place = known.index_of(item.item_id)
-    fields = {name: item.fields.get(name, ()) for name in known.fields}
     texts = known.titles[place], known.values_of(place)
-    return item.title is not None and (item.title, fields) != texts
+    return item.title is not None and (item.title, item.values_of(known.fields)) != texts
 
 
 def _with_vectors(
