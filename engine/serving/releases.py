@@ -225,7 +225,8 @@ class ReleaseHolder:
                                    or before.release.release_id != experiment.release_id):
             # It goes before another one comes, and late requests do not call it back.
             self.held = replace(self.held, challenger=None)
-            self._unwanted.add(before.release.release_id)
+            if self.held.get(before.release.release_id) is None:    # else it was promoted
+                self._unwanted.add(before.release.release_id)
         if experiment is None or live is None:
             return
         release = await self._had(experiment.release_id)

@@ -424,6 +424,21 @@ def test_a_late_request_does_not_call_a_challenger_back(fake: FakeRegistry) -> N
     asyncio.run(run())
 
 
+def test_a_promoted_challenger_comes_back_after_it_left_memory(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        holder = ReleaseHolder(fake.load)
+        await follow(fake, holder, 1, "a", None, EVERYBODY)
+        await follow(fake, holder, 2, "t", "a")
+        for live, previous in (("b", "t"), ("c", "b"), ("t", "c")):
+            fake.go_live(live, previous)        # no change has come here yet
+            assert isinstance(holder.find(live), Unavailable)
+            await settle(holder)
+            assert live_id(holder) == live
+        assert fake.loaded == ["a", "t", "b", "c", "t"]
+
+    asyncio.run(run())
+
+
 def test_a_refusal_stays_until_it_is_over(fake: FakeRegistry) -> None:
     async def run() -> None:
         fake.broken.add("t")
