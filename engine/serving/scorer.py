@@ -144,7 +144,7 @@ def rank_each(
 def rank_jobs(
     jobs: Sequence[Job], cache: PrefixCache | None = None, pace: Pace | None = None
 ) -> list[Ranking]:
-    """Rank jobs of possibly different releases; those of one release share forward passes."""
+    """Rank jobs; those of one release over one revision of its catalogue share forward passes."""
     rankings: dict[int, Ranking] = {}
     for release in {id(job[0]): job[0] for job in jobs}.values():
         places = [place for place, job in enumerate(jobs) if job[0] is release]
