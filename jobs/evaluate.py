@@ -25,9 +25,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from engine import storage
 from engine.config import at_home
 from engine.errors import ConfigError
 from engine.metrics.ctr import SHOWN
+from engine.releases.registry import Registry
 from jobs.exit_code import exit_code
 from jobs.intervals import format_interval
 from jobs.recommend import read_serve_config
@@ -94,15 +96,14 @@ def run(options: argparse.Namespace) -> None:
 
 def compare_answers(options: argparse.Namespace) -> None:
     """Hold the events against the answers that they followed, print and write what came out."""
-    from engine import storage  # --help needs no pyarrow
-    from engine.state.outcomes import AnswerPeriod
+    from engine.state.outcomes import AnswerPeriod  # --help needs no SQLAlchemy
     from jobs.answer_report import answer_lines, report_answers
 
     serving, root = read_serve_config(options.serve_config)
     start_s, end_s = read_moment(options.start, "--start"), read_moment(options.end, "--end")
     horizon_s, now_s = read_horizon(options.horizon_hours), int(time.time())
     period = AnswerPeriod(start_s, now_s - horizon_s if end_s is None else end_s, horizon_s)
-    ids = release_ids(options, root)
+    ids = release_ids(options, Registry(root))
     found = report_answers(serving.database_url, ids, period, now_s=now_s)
     for line in answer_lines(found):
         print(line)
@@ -119,17 +120,15 @@ def examine(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: {value} is less than 1")
 
-    from engine import storage  # --help needs neither torch nor Ray
-    from engine.artifacts import open_artifact
+    from engine.artifacts import open_artifact  # --help needs neither torch nor Ray
     from engine.recommender.loading import check_release
-    from engine.releases.registry import Registry
     from engine.stages.exam import Period, read_examined, set_exam, unseen_period
     from engine.stages.exam_report import Answers, Settings, report_exam
     from engine.stages.release_scores import Sitting, sit_exam
     from jobs.start import configure_logging, start_ray
 
     registry, out = Registry(root), at_home(options.out or "runs/evaluation")
-    ids = release_ids(options, root)
+    ids = release_ids(options, registry)
     for release_id in ids:
         check_release(registry, release_id, model_cache=serving.model_cache)
     histories = open_artifact(at_home(options.histories), "histories")
@@ -162,11 +161,8 @@ def examine(options: argparse.Namespace) -> None:
     print(f"report: {report.path('index.html')}")
 
 
-def release_ids(options: argparse.Namespace, root: str) -> list[str]:
+def release_ids(options: argparse.Namespace, registry: Registry) -> list[str]:
     """Return the ids of --release and, if it is given, of --against."""
-    from engine.releases.registry import Registry  # --help needs no pyarrow
-
-    registry = Registry(root)
     return [registry.live().release_id if name == "live" else name
             for name in (options.release, options.against) if name is not None]
 

@@ -174,18 +174,22 @@ def wait_for(
     """Wait until every replica has followed `change` and is as it shall be: by default, answers
     from the release.
 
-    Raises ReleaseError with the reason if one refuses the release (None: no matter which one is
-    refused) or cannot read what is live, or at the end of the time.
+    Raises ReleaseError with the reason if one refuses the release (None: whatever they refuse) or
+    cannot read what is live, or at the end of the time.
     """
     has_followed = has_followed or (lambda replica: bool(replica["release_id"] == release_id))
     deadline = time.monotonic() + timeout_s
     while True:
         replicas = read_replicas(endpoint)
         followed = [each for each in replicas if each["change"] >= change]
-        refused = [each["refusal"]["reason"] for each in followed
-                   if each["refusal"] and each["refusal"]["release_id"] in ("", release_id)]
-        if refused:
-            raise ReleaseError(f"release {release_id!r} is refused by a replica: {refused[0]}")
+        refused = {each["release_id"]: each["reason"]
+                   for replica in followed for each in replica["refusals"]}
+        if "" in refused:
+            raise ReleaseError(f"a replica cannot read what is live: {refused['']}")
+        if release_id in refused:
+            raise ReleaseError(
+                f"release {release_id!r} is refused by a replica: {refused[release_id]}"
+            )
         if replicas and len(followed) == len(replicas) and all(map(has_followed, replicas)):
             return
         if time.monotonic() > deadline:

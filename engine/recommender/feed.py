@@ -137,11 +137,11 @@ class Embedder:
         self._own: LRUCache[str, TextEncoder] = LRUCache(maxsize=2)
         """Encoders that are not a base model: the live release's and a challenger's."""
 
-    def embed(self, release: LoadedRelease) -> "Embedded":
+    def embed(self, release: LoadedRelease) -> Embedded:
         """Give vectors to items that lack those of a release's encoder, the newest changes first.
 
         The release must hold its language model. A text that cannot be read is logged and tried
-        again by the next call. Raises what the encoder raises where it can read none of the first.
+        again by the next call. Where none of the first can be read, the others wait for it, too.
         """
         key = release.item_texts.encoder
         items = items_to_embed(self._database, key, self._done.get(key, 0), READ_AT_ONCE)
@@ -150,9 +150,9 @@ class Embedder:
         read: list[tuple[StoredItem, FloatArray]] = []
         for start in range(0, len(items), EMBEDDED_TOGETHER):
             assert encoder is not None
-            found, error = _read(encoder, release, items[start : start + EMBEDDED_TOGETHER])
-            if error is not None and not found and start == 0:
-                raise error
+            found = _read(encoder, release, items[start : start + EMBEDDED_TOGETHER])
+            if not found and start == 0:
+                break       # the encoder's fault: else each of 1000 texts is tried alone
             read += found
             done |= {each.item.item_id for each, _ in found}
             is_last = start + EMBEDDED_TOGETHER >= len(items)
@@ -180,24 +180,20 @@ class Embedder:
 
 def _read(
     encoder: TextEncoder, release: LoadedRelease, items: Sequence[StoredItem]
-) -> tuple[list[tuple[StoredItem, FloatArray]], Exception | None]:
-    """Return items with their vectors, without those that cannot be read, and why not."""
+) -> list[tuple[StoredItem, FloatArray]]:
+    """Return items with their vectors, without those that cannot be read."""
     names = release.catalogue.fields
     try:
         vectors = encoder.encode([
-            item_text(
-                each.item.title or each.item.item_id,
-                {name: each.item.fields.get(name, ()) for name in names},
-            )
+            item_text(each.item.title or each.item.item_id, each.item.values_of(names))
             for each in items
         ])
     except Exception as error:  # noqa: BLE001  whatever it is, other texts may be read
         if len(items) == 1:
             log.error("item %r cannot be read: %s", items[0].item.item_id, error)
-            return [], error
-        parts = [_read(encoder, release, [each]) for each in items]
-        return [pair for found, _ in parts for pair in found], error
-    return list(zip(items, vectors, strict=True)), None
+            return []
+        return [pair for each in items for pair in _read(encoder, release, [each])]
+    return list(zip(items, vectors, strict=True))
 
 
 def _with_texts(
@@ -216,8 +212,8 @@ def _with_texts(
             continue
         place = catalogue.index_of(each.item.item_id)
         catalogue.titles[place] = each.item.title
-        for name, column in catalogue.fields.items():
-            column[place] = each.item.fields.get(name, ())
+        for name, values in each.item.values_of(catalogue.fields).items():
+            catalogue.fields[name][place] = values
     return catalogue
 
 
@@ -226,9 +222,8 @@ def _is_news(known: Catalogue, item: SentItem) -> bool:
     if item.item_id not in known:
         return True
     place = known.index_of(item.item_id)
-    fields = {name: item.fields.get(name, ()) for name in known.fields}
     texts = known.titles[place], known.values_of(place)
-    return item.title is not None and (item.title, fields) != texts
+    return item.title is not None and (item.title, item.values_of(known.fields)) != texts
 
 
 def _with_vectors(

@@ -36,8 +36,6 @@ class Reading:
     """[P, G, N] of each prompt."""
     shown: IntArray
     """Positions of the past events in any of the texts, ascending."""
-    is_kept: bool = True
-    """Whether prefixes are kept for later calls."""
 
 
 def read_prompts(
@@ -75,14 +73,14 @@ def score_readings(
     """
     logits: list[list[FloatArray]] = [[np.zeros(0)] for _ in readings]
     flat = [
-        (prompt, gates, reading.is_kept, logits[number])
+        (prompt, gates, logits[number])
         for number, reading in enumerate(readings) if reading is not None
         for prompt, gates in zip(reading.prompts, reading.gates, strict=True)
     ]
     for span in runs([len(prompt.prefix) for prompt, *_ in flat], MAX_TOKENS):
         assert release.language is not None
-        prompts, gates, are_kept, found = zip(*flat[span], strict=True)
-        states = _read_prefixes(release, prompts, gates, are_kept, cache)
+        prompts, gates, found = zip(*flat[span], strict=True)
+        states = _read_prefixes(release, prompts, gates, cache)
         scored = _score_blocks(release.language.model, prompts, gates, states)
         for of_request, values in zip(found, scored, strict=True):
             of_request.append(values)
@@ -101,7 +99,7 @@ def tokens_to_read(release: LoadedRelease, reading: Reading, cache: PrefixCache 
 
 def _read_prefixes(
     release: LoadedRelease, prompts: Sequence[SlatePrompt], gates: Sequence[FloatArray],
-    are_kept: Sequence[bool], cache: PrefixCache | None,
+    cache: PrefixCache | None,
 ) -> list[PrefixStates]:
     """Return the states of each prompt's prefix; equal ones are read once, and none of the cache.
 
@@ -119,7 +117,7 @@ def _read_prefixes(
         )
         known |= zip(wanted, read, strict=True)
     for key, place in wanted.items():
-        if cache and are_kept[place] and len(prompts[place].blocks) > 1:
+        if cache and len(prompts[place].blocks) > 1:
             cache.put(key, known[key])
     return [known[key] for key in keys]
 

@@ -48,8 +48,6 @@ class Query:
     with_gates: bool = False
     answer_by_s: float = math.inf
     """Unix time by which the answer is wanted."""
-    is_prefix_kept: bool = True
-    """Whether what the language model read of the history is kept for the next request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,5 +243,5 @@ def _task(
     llm_candidates = len(items) if query.is_scored_whole else ranking.llm_candidates
     return RankTask(
         profile, history, items, llm_candidates, query.k, query.with_explanation, query.with_gates,
-        query.answer_by_s, release.revision, query.is_prefix_kept,
+        query.answer_by_s, release.revision,
     )

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,8 +52,6 @@ class RankTask:
     longer."""
     revision: int = 0
     """That of the catalogue in which the candidates are named."""
-    is_prefix_kept: bool = True
-    """Whether the prompt's prefix is kept for later calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +158,12 @@ def _read(
     if release.language is None or len(best) == 0 or task.answer_by_s <= time.time():
         return None
     try:
-        reading = read_prompts(
+        return read_prompts(
             release.language, task.history, task.profile, task.candidates, output, best
         )
     except PromptError as error:
         log.warning("release %s: answering by CRM alone: %s", release.release_id, error)
         return None
-    return replace(reading, is_kept=task.is_prefix_kept)
 
 
 def _readable(

@@ -156,14 +156,14 @@ class Registry:
         """
         self.verify(release_id)
         current = self._live()
-        if current is not None and current.release_id == release_id:
+        if current is None:
+            return self._write(Live(release_id, None))
+        if current.release_id == release_id:
             return current
-        experiment = None if current is None else current.experiment
+        experiment = current.experiment
         if experiment is not None and experiment.release_id == release_id:
             experiment = None
-        return self._write(
-            Live(release_id, None if current is None else current.release_id, experiment)
-        )
+        return self._write(Live(release_id, current.release_id, experiment))
 
     def rollback(self) -> Live:
         """Promote the release before the live one; a second rollback undoes the first."""

@@ -152,7 +152,7 @@ class ReleaseMetrics:
         for release_id, name in held | self._shown:
             is_held = (release_id, name) in held
             self._release.set(float(is_held), {"release_id": release_id, "state": name})
-        refused = set() if state.refusal is None else {state.refusal.release_id}
+        refused = {each.release_id for each in state.refusals}
         for release_id in refused | self._refusals:
             self._refused.set(float(release_id in refused), {"release_id": release_id})
         self._shown, self._refusals = held, refused

@@ -56,8 +56,7 @@ class Records:
             return
         time_s = min(time_s, SHADOW_S)
         same = replace(
-            query, answer_by_s=time.time() + time_s, is_prefix_kept=False,
-            with_explanation=False, with_gates=False,
+            query, answer_by_s=time.time() + time_s, with_explanation=False, with_gates=False
         )
         _start(self._store_shadow(same, release_id, given, time_s), self._shadows)
 

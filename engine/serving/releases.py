@@ -62,6 +62,14 @@ class Held:
         challenger = self._challenger_of(user_id, is_shadow=True)
         return None if challenger is None else challenger.release_id
 
+    def is_shadow(self, release_id: str) -> bool:
+        """Tell whether a release answers for the record alone."""
+        found = self.challenger
+        return (
+            found is not None and found.experiment.is_shadow
+            and found.release.release_id == release_id
+        )
+
     def _challenger_of(self, user_id: str | None, *, is_shadow: bool) -> LoadedRelease | None:
         found = self.challenger
         if found is None or user_id is None or found.experiment.is_shadow != is_shadow:
@@ -87,7 +95,8 @@ class ReplicaState:
     """The one in which this replica answers."""
     change: int
     """Counter of the last user_config whose release is loaded or refused."""
-    refusal: Refusal | None
+    refusals: list[Refusal]
+    """Of the releases that it should serve or try out; "": what is live cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +123,6 @@ class ReleaseHolder:
         self._change = 0
         self._refusals: dict[str, Refusal] = {}
         """By release; "": `live` cannot be read."""
-        self._wanted = ""
-        """The release that shall be live."""
         self._unwanted: set[str] = set()
         """Not to be loaded before the next change: it failed, or its experiment is over."""
         self._one_refresh = asyncio.Lock()
@@ -165,13 +172,8 @@ class ReleaseHolder:
             None if live is None else live.release_id,
             None if previous is None else previous.release_id,
             None if challenger is None else challenger.experiment,
-            self._change, self._refusal(),
+            self._change, [*self._refusals.values()],
         )
-
-    def _refusal(self) -> Refusal | None:
-        """Return why `live` is not followed; if it is, why an experiment is not."""
-        first = [self._refusals[each] for each in ("", self._wanted) if each in self._refusals]
-        return next(iter([*first, *self._refusals.values()]), None)
 
     async def _catch_up(self, release_id: str | None) -> None:
         """Look at `live` again; then hold this release beside it, if it is another."""
@@ -203,7 +205,6 @@ class ReleaseHolder:
         except (EngineError, OSError) as error:
             self._refuse("", error)
             return
-        self._wanted = live.release_id
         named = {live.release_id, live.experiment.release_id if live.experiment else None}
         self._refusals = {key: each for key, each in self._refusals.items() if key in named}
         await self._hold(live.release_id, live.previous_id)
@@ -224,7 +225,8 @@ class ReleaseHolder:
                                    or before.release.release_id != experiment.release_id):
             # It goes before another one comes, and late requests do not call it back.
             self.held = replace(self.held, challenger=None)
-            self._unwanted.add(before.release.release_id)
+            if self.held.get(before.release.release_id) is None:    # else it was promoted
+                self._unwanted.add(before.release.release_id)
         if experiment is None or live is None:
             return
         release = await self._had(experiment.release_id)

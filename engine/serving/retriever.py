@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, repeat
@@ -12,7 +12,7 @@ import torch
 from ray import serve
 from sqlalchemy.exc import SQLAlchemyError
 
-from engine.config import ServingConfig
+from engine.config import ServingConfig, SourceConfig
 from engine.errors import EngineError, RequestError, UnknownItemError
 from engine.recommender.catalogue import CatalogueFacts, catalogue_facts
 from engine.recommender.feed import Feed
@@ -191,16 +191,19 @@ class Retriever:
         return release if isinstance(release, Unavailable) else catalogue_facts(release)
 
     async def append(self, events: Sequence[SentEvent]) -> list[EventStatus] | Unavailable:
-        """Store events; each is on disk (or refused) when this returns."""
-        found = {user_id: self.releases.find(None, user_id)
-                 for user_id in {event.user_id for event in events}}
-        current: dict[LoadedRelease | Unavailable, LoadedRelease] = {}
-        for release in found.values():
-            if isinstance(release, Unavailable):
-                return release
-            if release not in current:
-                current[release] = await asyncio.to_thread(self.feed.current, release)
-        read = [read_event(current[found[event.user_id]], event) for event in events]
+        """Store events; each is on disk (or refused) when this returns.
+
+        Whoever answers a user, items of all releases that answer may be reported, and labels follow
+        the live one's rule: an experiment loses no event and has one measure.
+        """
+        live = self.releases.find(None)
+        if isinstance(live, Unavailable):
+            return live
+        answering = [await asyncio.to_thread(self.feed.current, each)
+                     for each in self.releases.held.answering()]
+        known = {event.item_id for event in events
+                 if any(event.item_id in each.catalogue for each in answering)}
+        read = [read_event(live.source, known, event) for event in events]
         good = [event for event in read if isinstance(event, Event)]
         statuses = iter(await self._events.ask(good) if good else [])
         return [next(statuses) if isinstance(each, Event) else each for each in read]
@@ -249,16 +252,18 @@ def unknown_field(fields: Mapping[str, object], known: Sequence[str]) -> str | N
     return f"fields: no such field {unknown[0]!r}; known are {sorted(known)}" if unknown else None
 
 
-def read_event(release: LoadedRelease, event: SentEvent) -> Event | EventStatus:
-    """Return an event with its label, or why it is rejected."""
+def read_event(
+    source: SourceConfig, known: Container[str], event: SentEvent
+) -> Event | EventStatus:
+    """Return an event of a known item with its label, or why it is rejected."""
     try:
         if event.event_id.startswith(SEED_PREFIX):
             raise RequestError(f"event_id: {SEED_PREFIX!r} begins ids of seeded events")
-        if event.item_id not in release.catalogue:
+        if event.item_id not in known:
             raise RequestError(f"item_id: item {event.item_id!r} is not in the catalogue")
         if event.timestamp_s > time.time() + MAX_AHEAD_S:
             raise RequestError(f"timestamp_s: {event.timestamp_s} is in the future")
-        feedback = read_feedback(release.source, event.rating, event.label)
+        feedback = read_feedback(source, event.rating, event.label)
     except RequestError as error:
         return EventStatus(EventState.REJECTED, str(error))
     return Event(

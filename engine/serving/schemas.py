@@ -327,6 +327,7 @@ class RefusalAnswer(Answer):
     """A release that a replica could not use."""
 
     release_id: str
+    """Empty: which release is live could not be read."""
     reason: str
 
 
@@ -348,7 +349,8 @@ class ReplicaAnswer(Answer):
     previous_id: str | None
     experiment: ExperimentAnswer | None
     change: int
-    refusal: RefusalAnswer | None
+    refusals: list[RefusalAnswer]
+    """Of the releases that it should serve or try out."""
 
 
 class ReleaseAnswer(Answer):

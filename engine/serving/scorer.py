@@ -90,8 +90,12 @@ class Scorer:
             pace = Pace()
 
             async def rank_batch(jobs: list[Job]) -> list[Ranking | Exception]:
-                """Rank a batch off the event loop; there is one batch at a time."""
-                rankings = await asyncio.to_thread(rank_each, jobs, self._cache, pace)
+                """Rank a batch off the event loop; there is one batch at a time.
+
+                A shadow's prefixes would crowd out those of users.
+                """
+                cache = None if self.releases.held.is_shadow(release_id) else self._cache
+                rankings = await asyncio.to_thread(rank_each, jobs, cache, pace)
                 self._metrics.count_batch(len(jobs))
                 return rankings
 
@@ -108,10 +112,9 @@ class Scorer:
         return (await self._embedding.ask(None)).is_all
 
     async def _embed_together(self, callers: list[None]) -> list[Embedded]:
-        found = [
-            await asyncio.to_thread(self._embedder.embed, release)
-            for release in self.releases.held.answering()
-        ]
+        answering = self.releases.held.answering()
+        readers = {release.item_texts.encoder: release for release in answering}.values()
+        found = [await asyncio.to_thread(self._embedder.embed, release) for release in readers]
         is_all = bool(found) and all(each.is_all for each in found)
         return [Embedded(sum(each.items for each in found), is_all)] * len(callers)
 
@@ -141,7 +144,7 @@ def rank_each(
 def rank_jobs(
     jobs: Sequence[Job], cache: PrefixCache | None = None, pace: Pace | None = None
 ) -> list[Ranking]:
-    """Rank jobs of possibly different releases; those of one release share forward passes."""
+    """Rank jobs; those of one release over one revision of its catalogue share forward passes."""
     rankings: dict[int, Ranking] = {}
     for release in {id(job[0]): job[0] for job in jobs}.values():
         places = [place for place, job in enumerate(jobs) if job[0] is release]

@@ -58,7 +58,6 @@ def collect(
     has no event, ReleaseNotFoundError and ChecksumError.
     """
     registry.verify(release_id)
-    open_existing(database_url).dispose()
     settings = {"release_id": release_id, "asked_at_s": time.time()}    # never reused
     write = partial(
         _write, registry=registry, release_id=release_id, database_url=database_url, day=None,

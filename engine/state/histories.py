@@ -31,6 +31,8 @@ night leaves the newest events to the next one. One that is committed later than
 receipt is missed by the nights, and known to a whole training."""
 SEED_PREFIX = "seed:"
 """Begins the event ids of seeded interactions; no client may use it."""
+IS_REPORTED = func.substr(EVENTS.c.event_id, 1, len(SEED_PREFIX)) != SEED_PREFIX
+"""Whether an event is a client's own; LIKE would ignore case in SQLite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +182,7 @@ def _without_reported(
 ) -> list[dict[str, Any]]:
     """Return the rows of which no event is stored under an id of a client's own."""
     columns = EVENTS.c.user_id, EVENTS.c.item_id, EVENTS.c.timestamp_s
-    statement = select(*columns).where(
-        func.substr(EVENTS.c.event_id, 1, len(SEED_PREFIX)) != SEED_PREFIX
-    )
+    statement = select(*columns).where(IS_REPORTED)
     users = {row["user_id"] for row in rows}
     reported = {tuple(row) for row in rows_of(connection, statement, EVENTS.c.user_id, users)}
     return [

@@ -5,7 +5,7 @@ revision asks for what came later. A row is never removed: an item that was with
 text has one vector for each encoder that read it: releases of several may live side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -45,6 +45,10 @@ class SentItem:
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Those that have a value."""
     is_withdrawn: bool = False
+
+    def values_of(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Return the values of fields by name, none where a field has none."""
+        return {name: self.fields.get(name, ()) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

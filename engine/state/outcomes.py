@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 
 from engine.state.database import EVENTS, IMPRESSIONS, snapshot
-from engine.state.histories import SEED_PREFIX
+from engine.state.histories import IS_REPORTED
 from engine.types import AnsweredRequest, AnswerList, AnswerMode, Outcome
 
 ROWS = 1000
@@ -171,8 +171,7 @@ def _events(connection: Connection, period: AnswerPeriod) -> Iterator[_Event]:
                columns.request_id)
         .where(
             _within(columns.timestamp_s, period.start_s, period.end_s + period.horizon_s),
-            func.substr(columns.event_id, 1, len(SEED_PREFIX)) != SEED_PREFIX,
-            columns.user_id.in_(users),
+            IS_REPORTED, columns.user_id.in_(users),
         )
         .order_by(columns.user_id, columns.timestamp_s)
     )

@@ -19,7 +19,13 @@ from engine.models.base import load_base_model
 from engine.models.crm_scorer import CRMScorer
 from engine.models.text_encoder import BaseModelEncoder
 from engine.recommender.candidates import Filters, popular_items
-from engine.recommender.feed import Embedded, Embedder, Feed, with_items
+from engine.recommender.feed import (
+    EMBEDDED_TOGETHER,
+    Embedded,
+    Embedder,
+    Feed,
+    with_items,
+)
 from engine.recommender.lookup import Query, answer, find
 from engine.recommender.release import LoadedRelease, items_by_value
 from engine.retrieval.index import ExactIndex, PatchedIndex, build_index
@@ -299,11 +305,25 @@ def test_a_text_that_cannot_be_read_keeps_no_other_from_being_read(
     embedder = Embedder(database)
     assert embedder.embed(release) == Embedded(2, is_all=False)
     assert "'b' cannot be read: no such token" in caplog.text
-    with pytest.raises(RuntimeError, match="no such token"):
-        embedder.embed(release)         # it is tried again, and there is nothing else
+    assert embedder.embed(release) == Embedded(0, is_all=False)     # it is tried again
     monkeypatch.undo()                  # the fault was the encoder's
     assert embedder.embed(release) == Embedded(1, is_all=True)
     assert embedder.embed(release) == Embedded(0, is_all=True)
+
+
+def test_an_encoder_that_fails_is_not_asked_for_every_text(
+    release: LoadedRelease, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fail(_: BaseModelEncoder, texts: list[str]) -> Any:
+        asked.append(len(texts))
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(BaseModelEncoder, "encode", fail)
+    put_items(database, [SentItem(str(number), str(number)) for number in range(1000, 1100)])
+    assert Embedder(database).embed(release) == Embedded(0, is_all=False)
+    assert asked == [EMBEDDED_TOGETHER, *[1] * EMBEDDED_TOGETHER]
 
 
 def test_many_items_are_read_in_several_calls_the_newest_first(

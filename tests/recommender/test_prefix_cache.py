@@ -95,18 +95,6 @@ def test_a_second_request_reads_no_prefix_and_has_the_same_logits(
     np.testing.assert_allclose(second, plain, atol=1e-5)
 
 
-def test_a_prefix_that_shall_not_be_kept_is_not(world: TinyWorld, release: LoadedRelease) -> None:
-    cache, task = PrefixCache(10**7), task_of(world, 1)
-    unkept = replace(task, is_prefix_kept=False)
-    for _ in range(2):
-        rank(release, [unkept], cache)
-        assert (cache.hits, cache.num_bytes) == (0, 0)
-    rank(release, [task], cache)
-    assert cache.num_bytes > 0
-    rank(release, [unkept], cache)          # what is there anyway may be read
-    assert cache.hits == 1
-
-
 def test_a_users_second_request_finds_the_prefix_whoever_asks_beside(
     world: TinyWorld, release: LoadedRelease
 ) -> None:

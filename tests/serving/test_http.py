@@ -569,4 +569,4 @@ def test_the_release_page_names_every_replica(service: Service) -> None:
     state = service.client.get("/v1/release").json()
     assert state["release_id"] == service.live_id
     assert [len(state[name]) for name in ("retriever", "scorer")] == [1, 1]
-    assert state["scorer"][0]["refusal"] is None
+    assert state["scorer"][0]["refusals"] == []

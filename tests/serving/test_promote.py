@@ -219,10 +219,11 @@ def endpoint() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     server.server_close()
 
 
-def state(*replicas: tuple[str, int, str | None]) -> dict[str, Any]:
+def state(*replicas: tuple[str, int, str | None], of: str = "b") -> dict[str, Any]:
+    """Return what GET /v1/release says: release, change, and why the release `of` is refused."""
     return {"retriever": [], "scorer": [
-        {"release_id": name, "change": change,
-         "refusal": reason and {"release_id": "b", "reason": reason}}
+        {"release_id": name, "change": change, "experiment": None,
+         "refusals": [] if reason is None else [{"release_id": of, "reason": reason}]}
         for name, change, reason in replicas
     ]}
 
@@ -266,8 +267,27 @@ def test_a_challenger_that_is_refused_hinders_no_promotion(
     endpoint: tuple[str, list[dict[str, Any]]],
 ) -> None:
     url, states = endpoint
-    [replica] = state(("a", 2, "ChecksumError: bank differs"))["scorer"]      # of b, a challenger
-    states.append({"retriever": [], "scorer": [replica]})
+    states.append(state(("a", 2, "ChecksumError: bank differs")))       # of b, a challenger
     promote.wait_for(url, "a", 2, timeout_s=30)
     with pytest.raises(ReleaseError, match="bank differs"):
         promote.wait_for(url, "b", 2, timeout_s=30)
+
+
+def test_a_challenger_that_is_refused_is_told_beside_a_live_release_that_is(
+    endpoint: tuple[str, list[dict[str, Any]]],
+) -> None:
+    url, states = endpoint
+    states.append(state(("a", 2, "ChecksumError: bank differs")))
+    states[0]["scorer"][0]["refusals"].append({"release_id": "t", "reason": "ReleaseError: old"})
+    with pytest.raises(ReleaseError, match="'t' is refused by a replica: ReleaseError: old"):
+        promote.wait_for(url, "t", 2, timeout_s=1, has_followed=lambda replica: False)
+
+
+@pytest.mark.parametrize("release_id", ["b", None])
+def test_a_replica_that_cannot_read_what_is_live_refuses_no_release_by_name(
+    endpoint: tuple[str, list[dict[str, Any]]], release_id: str | None
+) -> None:
+    url, states = endpoint
+    states.append(state(("a", 2, "ReleaseFormatError: not JSON"), of=""))
+    with pytest.raises(ReleaseError, match=r"^a replica cannot read what is live: .* not JSON$"):
+        promote.wait_for(url, release_id, 2, timeout_s=30)

@@ -151,20 +151,21 @@ def test_a_release_that_breaks_after_its_promotion_is_refused_and_the_old_one_go
     with pytest.raises(ReleaseError, match=r"refused.*bank\.safetensors"):
         promote.wait_for(service.url, "broken-after", change, START_TIMEOUT_S)
     ready = service.wait("/readyz", lambda body: all(
-        replica["refusal"] for replica in [*body["retriever"], *body["scorer"]]
+        replica["refusals"] for replica in [*body["retriever"], *body["scorer"]]
     ))
     assert ready["is_ready"]
     for replica in replicas(service):
         assert replica["release_id"] == "r1"
-        assert replica["refusal"]["release_id"] == "broken-after"
-        assert "ChecksumError" in replica["refusal"]["reason"]
+        [refusal] = replica["refusals"]
+        assert refusal["release_id"] == "broken-after"
+        assert "ChecksumError" in refusal["reason"]
     assert service.recommend(user_id=name)["items"] == before["items"]
 
     kill_replica(service, "Scorer")      # it starts anew: nothing held, `live` is broken
     [scorer] = service.client.get("/v1/release").json()["scorer"]
     assert scorer["release_id"] == "r1"
-    assert scorer["refusal"]["release_id"] == "broken-after"
+    assert [each["release_id"] for each in scorer["refusals"]] == ["broken-after"]
     assert service.recommend(user_id=name)["items"] == before["items"]
 
     assert rollback.main(service.options) == 0
-    assert all(replica["refusal"] is None for replica in replicas(service))
+    assert all(replica["refusals"] == [] for replica in replicas(service))

@@ -69,6 +69,10 @@ def live_id(holder: ReleaseHolder) -> str | None:
     return holder.state().release_id
 
 
+def refused(holder: ReleaseHolder) -> list[str]:
+    return [each.release_id for each in holder.state().refusals]
+
+
 def test_the_first_release_is_there_when_the_replica_is_ready(fake: FakeRegistry) -> None:
     async def run() -> None:
         fake.go_live("a")
@@ -116,9 +120,9 @@ def test_what_does_not_verify_is_refused_once_and_the_old_one_stays(fake: FakeRe
         await follow(fake, holder, 2, "b", "a")
         state = holder.state()
         assert (state.release_id, state.change) == ("a", 2)
-        assert state.refusal is not None
-        assert state.refusal.release_id == "b"
-        assert "ChecksumError" in state.refusal.reason
+        [refusal] = state.refusals
+        assert refusal.release_id == "b"
+        assert "ChecksumError" in refusal.reason
         for _ in range(3):                     # requests for it do not try again and again
             answer = holder.find("b")
             assert answer == Unavailable("b", "a")
@@ -127,7 +131,7 @@ def test_what_does_not_verify_is_refused_once_and_the_old_one_stays(fake: FakeRe
         fake.broken.clear()                    # repaired: the next change tries again
         await holder.reconfigure(fake.config(3))
         await settle(holder)
-        assert (live_id(holder), holder.state().refusal) == ("b", None)
+        assert (live_id(holder), refused(holder)) == ("b", [])
 
     asyncio.run(run())
 
@@ -142,8 +146,7 @@ def test_a_new_replica_takes_the_previous_release_if_the_live_one_is_broken(
         await holder.reconfigure(fake.config(1))
         state = holder.state()
         assert state.release_id == "a"
-        assert state.refusal is not None
-        assert state.refusal.release_id == "b"
+        assert refused(holder) == ["b"]
 
     asyncio.run(run())
 
@@ -153,12 +156,11 @@ def test_a_replica_starts_without_any_release_and_finds_the_first(fake: FakeRegi
         holder = ReleaseHolder(fake.load)
         await holder.reconfigure(fake.config(1))
         assert holder.find(None) == Unavailable(None, None)
-        refusal = holder.state().refusal
-        assert refusal is not None
+        [refusal] = holder.state().refusals
         assert "no release is live" in refusal.reason
         fake.go_live("a")
         await holder.reconfigure(fake.config(2))
-        assert (live_id(holder), holder.state().refusal) == ("a", None)
+        assert (live_id(holder), refused(holder)) == ("a", [])
 
     asyncio.run(run())
 
@@ -192,13 +194,13 @@ def test_a_replica_gets_the_release_that_the_other_half_holds(fake: FakeRegistry
         assert not isinstance(found, Unavailable)
         assert found.release_id == "a"
         state = holder.state()
-        assert (state.release_id, state.previous_id, state.refusal) == ("b", "a", None)
+        assert (state.release_id, state.previous_id, state.refusals) == ("b", "a", [])
         fake.broken.add("x")
         for _ in range(3):                     # what cannot be had is not tried at every request
             assert holder.find("x") == Unavailable("x", "b")
             await settle(holder)
         assert fake.loaded == ["b", "a", "x"]
-        assert holder.state().refusal is None
+        assert refused(holder) == []
 
     asyncio.run(run())
 
@@ -234,7 +236,7 @@ def test_a_replica_that_found_nothing_tries_again_at_the_next_request(fake: Fake
         fake.broken.clear()
         assert holder.find(None) == Unavailable(None, None)
         await settle(holder)
-        assert (live_id(holder), holder.state().refusal) == ("b", None)
+        assert (live_id(holder), refused(holder)) == ("b", [])
 
     asyncio.run(run())
 
@@ -305,8 +307,7 @@ def test_a_challenger_that_cannot_be_had_leaves_its_users_to_the_live_one(
         await follow(fake, holder, 1, "a", None, EVERYBODY)
         state = holder.state()
         assert (state.release_id, state.experiment, state.change) == ("a", None, 1)
-        assert state.refusal is not None
-        assert state.refusal.release_id == "t"
+        assert refused(holder) == ["t"]
         assert answering(holder, "ann") == "a"
         for _ in range(3):                      # the other half holds it
             assert holder.find("t") == Unavailable("t", "a")
@@ -316,12 +317,12 @@ def test_a_challenger_that_cannot_be_had_leaves_its_users_to_the_live_one(
         await follow(fake, holder, 2, "b", "a", EVERYBODY)
         assert holder.state().release_id == "b"
         await follow(fake, holder, 3, "b", "a")
-        assert holder.state().refusal is None
+        assert refused(holder) == []
 
     asyncio.run(run())
 
 
-def test_the_refusal_of_the_live_release_is_told_before_that_of_the_challenger(
+def test_refusals_of_the_live_release_and_of_the_challenger_are_both_told(
     fake: FakeRegistry,
 ) -> None:
     async def run() -> None:
@@ -329,9 +330,7 @@ def test_the_refusal_of_the_live_release_is_told_before_that_of_the_challenger(
         await follow(fake, holder, 1, "a")
         fake.broken |= {"b", "t"}
         await follow(fake, holder, 2, "b", "a", EVERYBODY)
-        refusal = holder.state().refusal
-        assert refusal is not None
-        assert refusal.release_id == "b"
+        assert refused(holder) == ["b", "t"]
         assert answering(holder, "ann") == "a"
 
     asyncio.run(run())
@@ -425,6 +424,21 @@ def test_a_late_request_does_not_call_a_challenger_back(fake: FakeRegistry) -> N
     asyncio.run(run())
 
 
+def test_a_promoted_challenger_comes_back_after_it_left_memory(fake: FakeRegistry) -> None:
+    async def run() -> None:
+        holder = ReleaseHolder(fake.load)
+        await follow(fake, holder, 1, "a", None, EVERYBODY)
+        await follow(fake, holder, 2, "t", "a")
+        for live, previous in (("b", "t"), ("c", "b"), ("t", "c")):
+            fake.go_live(live, previous)        # no change has come here yet
+            assert isinstance(holder.find(live), Unavailable)
+            await settle(holder)
+            assert live_id(holder) == live
+        assert fake.loaded == ["a", "t", "b", "c", "t"]
+
+    asyncio.run(run())
+
+
 def test_a_refusal_stays_until_it_is_over(fake: FakeRegistry) -> None:
     async def run() -> None:
         fake.broken.add("t")
@@ -433,13 +447,11 @@ def test_a_refusal_stays_until_it_is_over(fake: FakeRegistry) -> None:
         assert isinstance(holder.find("p"), Unavailable)        # the other half holds it
         await settle(holder)
         assert not isinstance(holder.find("p"), Unavailable)
-        refusal = holder.state().refusal
-        assert refusal is not None
-        assert refusal.release_id == "t"
+        assert refused(holder) == ["t"]
         fake.broken.clear()
         await holder.reconfigure(fake.config(2))
         await settle(holder)
-        assert (holder.state().refusal, answering(holder, "ann")) == (None, "t")
+        assert (refused(holder), answering(holder, "ann")) == ([], "t")
 
     asyncio.run(run())
 

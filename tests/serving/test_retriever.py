@@ -20,6 +20,7 @@ from engine.serving.groups import Groups
 from engine.serving.releases import Challenger, Held, ReleaseHolder
 from engine.serving.retriever import GROUP_EVENTS, Retriever, SentEvent
 from engine.state.database import open_database
+from engine.state.histories import newest_events
 from tests.tiny_release import tiny_world
 
 NEW = "zz"
@@ -76,6 +77,28 @@ def test_what_a_challenger_recommended_may_be_reported(
     [status] = asyncio.run(retriever.append([event("bob")]))
     assert status.state == "rejected"
     assert NEW in (status.reason or "")
+
+
+def test_what_the_live_release_alone_knows_may_be_reported_by_a_challengers_users(
+    retriever: Any, releases: dict[str, Any]
+) -> None:
+    hold(retriever, releases["large"], releases["small"])
+    [status] = asyncio.run(retriever.append([event("ann")]))
+    assert (status.state, status.reason) == ("stored", None)
+
+
+def test_ratings_of_both_arms_are_labelled_by_the_live_releases_rule(
+    retriever: Any, releases: dict[str, Any]
+) -> None:
+    live, other = releases["large"], releases["small"]
+    strict = other.source.model_copy(update={
+        "label": other.source.label.model_copy(update={"threshold": 5.0})
+    })
+    hold(retriever, live, replace(other, source=strict))
+    rated = replace(event("ann"), item_id="1", rating=4.0, label=None)
+    asyncio.run(retriever.append([rated]))
+    [stored] = newest_events(retriever.database, "ann", 1)
+    assert (stored.rating, stored.label) == (4.0, 1)
 
 
 def test_a_challenger_that_lacks_an_item_refuses_no_request(
