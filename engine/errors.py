@@ -4,6 +4,7 @@ EngineError
   ConfigError           ValueError     a setting is wrong
   DataError             ValueError     input rows or files are wrong
     DataQualityError                   too many bad rows
+    EmptySourceError                   nothing to import
   ArtifactError         RuntimeError   a stage's output cannot be trusted
     ChecksumError                      bytes differ from the manifest
   ReleaseError          RuntimeError   a release cannot be used
@@ -33,6 +34,10 @@ class DataError(EngineError, ValueError):
 
 class DataQualityError(DataError):
     """The share of quarantined rows exceeds the configured limit."""
+
+
+class EmptySourceError(DataError):
+    """A source holds no event, or none but of deleted users."""
 
 
 class ArtifactError(EngineError, RuntimeError):

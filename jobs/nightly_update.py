@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.code_version import code_version
 from engine.config import EngineConfig, at_home, load_config
-from engine.errors import ConfigError, DataError, EngineError, ReleaseError
+from engine.errors import ConfigError, DataError, EmptySourceError, EngineError, ReleaseError
 from jobs.evaluate import read_moment
 from jobs.exit_code import exit_code
 from jobs.train_reclora import read_settings
@@ -100,10 +100,10 @@ def run(
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     try:
         with leased(database, f"nights of {registry.root}", owner) as lease:
-            opened = open_night(registry, database, until_s)
+            opened = open_night(registry, database, until_s, events)
             start_ray()
             try:
-                made = challenge(registry, config, opened, events)
+                made = challenge(registry, config, opened)
                 lease.check()
                 kind = decide_live(registry, opened.parent_id, made)
             except (EngineError, OSError) as error:
@@ -116,13 +116,15 @@ def run(
 
 
 def open_night(
-    registry: "Registry", database: "Engine", until_s: int | None
+    registry: "Registry", database: "Engine", until_s: int | None, events: str | None
 ) -> "Entry":
-    """Return the beginning of this night: that of one that was interrupted, or a new one."""
+    """Return the beginning of this night: that of one that was interrupted, with its bounds and
+    events, or a new one.
+    """
     from engine.state.nights import Entry, EntryKind, append, unfinished, watermark_of
 
     from engine.stages.page import format_moment
-    from engine.state.events import received_until_s
+    from engine.state.histories import newest_bound
 
     live = registry.live().release_id
     begun = unfinished(database)
@@ -133,17 +135,19 @@ def open_night(
         reason = f"it was interrupted, and meanwhile {live!r} became live"
         append(database, begun.ended(EntryKind.FAILED, [reason], {}))
     since_s = watermark_of(database, live) or 0
-    until_s = received_until_s() if until_s is None else until_s
+    until_s = newest_bound() if until_s is None else until_s
     if until_s <= since_s:
         raise ConfigError(
             f"--until: {format_moment(until_s)} is not after {format_moment(since_s)}, up to which "
             f"release {live!r} has learned"
         )
-    return append(database, Entry(EntryKind.OPENED, live, since_s=since_s, until_s=until_s))
+    return append(database, Entry(
+        EntryKind.OPENED, live, since_s=since_s, until_s=until_s, detail={"events": events}
+    ))
 
 
 def challenge(
-    registry: "Registry", config: EngineConfig, opened: "Entry", events: str | None
+    registry: "Registry", config: EngineConfig, opened: "Entry"
 ) -> Challenge:
     """Make a challenger of the day, and judge it."""
     from engine.releases.promotion import decide
@@ -161,13 +165,13 @@ def challenge(
     from engine.stages.prompts import build_prompts
     from engine.stages.release import Descent, Parts, publish_release
 
-    assert opened.until_s is not None
-    root, end_s = storage.absolute(config.run.root), opened.until_s
+    root, end_s = storage.absolute(config.run.root), end_of(opened)
     parent = Parent.read(registry, opened.parent_id, root, config)
     roles, tonight = parent.roles, config.at_night()
-    day = import_day(root, registry, config, opened, events)
-    if not day.facts["events"]:
-        return _held("no event came in", [day])
+    try:
+        day = import_day(root, registry, config, opened)
+    except EmptySourceError as error:
+        return _held(str(error), [])
     histories = extend_histories(
         root, config, parent.histories, day, end_s=end_s,
         deleted=service_deletions(config.run.state),
@@ -203,14 +207,27 @@ def _held(reason: str, made: "Sequence[Artifact]") -> Challenge:
     return Challenge(None, Decision(Verdict.HOLD, (reason,)), made)
 
 
+def end_of(opened: "Entry") -> int:
+    """Return the time before which all events of a night are: those of a folder by their own time,
+    those of the service by that of receipt, which a client's clock may be ahead of.
+    """
+    from engine.state.events import MAX_AHEAD_S
+
+    assert opened.until_s is not None
+    return opened.until_s if opened.detail["events"] else opened.until_s + MAX_AHEAD_S + 1
+
+
 def import_day(
-    root: str, registry: "Registry", config: EngineConfig, opened: "Entry", events: str | None
+    root: str, registry: "Registry", config: EngineConfig, opened: "Entry"
 ) -> "Artifact":
-    """Return the day's checked interactions, of a folder or of the service's database."""
+    """Return the day's checked interactions; EmptySourceError if there are none."""
     from engine.stages.collected import collect_day, source_of
     from engine.stages.interactions import import_data
 
+    events = opened.detail["events"]
     if events is None:
+        assert config.run.state is not None and opened.since_s is not None
+        assert opened.until_s is not None
         drop = collect_day(
             root, registry, opened.parent_id, config.run.state,
             since_s=opened.since_s, until_s=opened.until_s,

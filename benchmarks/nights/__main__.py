@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
         "plan": plan.settings(), "arms": {},
     }
     for name in plan.arms:
-        arm, nights = Arm(ground, name), []
+        arm = Arm(ground, name)
+        nights: list[dict[str, Any]] = []
         found["arms"][name] = nights
         for number in range(1, plan.nights + 1):
             nights.append({**arm.night(number), "day_after": arm.measure(number)})

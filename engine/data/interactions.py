@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from engine.config import SourceConfig
 from engine.data.schema import INTERACTIONS, QUARANTINE, partition_of
 from engine.data.tables import Table
-from engine.errors import DataError, DataQualityError
+from engine.errors import DataQualityError, EmptySourceError
 
 CHECKED = pa.schema([
     *INTERACTIONS,
@@ -230,7 +230,8 @@ def count_reasons(quarantine: pa.Table) -> dict[str, int]:
 def check_quality(
     what: str, kept: int, reasons: Mapping[str, int], limit: float, quarantine_uri: str
 ) -> None:
-    """Raise DataQualityError if too large a share was refused, DataError if nothing was kept."""
+    """Raise DataQualityError if too large a share was refused, EmptySourceError if nothing was kept.
+    """
     bad = sum(reasons.values())
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     if bad > limit * (kept + bad):
@@ -239,4 +240,4 @@ def check_quality(
             f"{limit}; see {quarantine_uri}"
         )
     if not kept and what == "events":
-        raise DataError(f"the source has no {what}")
+        raise EmptySourceError(f"the source has no {what}")

@@ -29,7 +29,7 @@ from engine.serving.periodic import Periodic
 from engine.serving.releases import ReleaseHolder, ReplicaState, Unavailable
 from engine.state.database import open_database
 from engine.state.deletions import Deletion, delete_user
-from engine.state.events import Event, EventState, EventStatus, append
+from engine.state.events import MAX_AHEAD_S, Event, EventState, EventStatus, append
 from engine.state.histories import SEED_PREFIX, some_user_ids
 from engine.state.impressions import Impression, forget_impressions, record
 from engine.state.items import ItemState, SentItem, put_items
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 GROUP_EVENTS = 4_000
 """Events of several requests that may share a commit."""
-MAX_AHEAD_S = 600
-"""How far a client's clock may be ahead."""
 DAY_S = 86_400
 CLEANING_S = 3_600
 """How often a replica looks for answers that are too old."""

@@ -11,6 +11,9 @@ from sqlalchemy import Connection, Engine, select
 from engine.state.database import EVENTS, batches, lock_to_store, rows_of, upsert, writing
 from engine.state.deletions import deletion_times
 
+MAX_AHEAD_S = 600
+"""How far a client's clock may be ahead of the service's."""
+
 
 class EventState(StrEnum):
     """What became of an event."""
