@@ -27,13 +27,13 @@ from jobs.exit_code import exit_code
 from jobs.train_reclora import read_settings
 
 if TYPE_CHECKING:
-    from engine.releases.promotion import Decision
-    from engine.state.nights import Entry, EntryKind
     from sqlalchemy import Engine
 
     from engine.artifacts import Artifact
+    from engine.releases.promotion import Decision
     from engine.releases.registry import Registry
     from engine.stages.parent import Parent
+    from engine.state.nights import Entry, EntryKind
 
 log = logging.getLogger(__name__)
 
@@ -68,29 +68,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="one setting by its dotted name, e.g. night.max_slates=100 (repeatable)",
     )
     parser.add_argument("--until", help="end of the day, ISO date or moment (UTC); by default now")
-    parser.add_argument("--events", help="folder of new events, instead of the service's database")
+    parser.add_argument(
+        "--events", nargs="+", metavar="FOLDER",
+        help="folders of new events, oldest first, instead of the service's database",
+    )
     options = parser.parse_args(arguments)
     return exit_code(
         lambda: describe(run(
             load_config(options.config, read_settings(options.set)),
             until_s=read_moment(options.until, "--until"),
-            events=options.events and at_home(options.events),
+            events=options.events and [at_home(folder) for folder in options.events],
         ))
     )
 
 
 def run(
-    config: EngineConfig, *, until_s: int | None = None, events: str | None = None
+    config: EngineConfig, *, until_s: int | None = None, events: Sequence[str] | None = None
 ) -> "Entry":
     """Run a night; return how it ended, as the ledger has it.
 
-    Raises NightRunningError if another one runs, and what failed, which the ledger then names.
+    events: folders of what came in since the live release, those of nights that were held among
+    them; None: the service's database knows. until_s: the end, exclusive. Raises NightRunningError if another one runs, and what failed, which the ledger then names.
     """
-    from engine.state.leases import leased
-    from engine.state.nights import EntryKind, append
-
     from engine.releases.registry import Registry  # --help needs none of these
     from engine.state.database import open_database
+    from engine.state.leases import leased
+    from engine.state.nights import EntryKind, append
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
@@ -116,15 +119,15 @@ def run(
 
 
 def open_night(
-    registry: "Registry", database: "Engine", until_s: int | None, events: str | None
+    registry: "Registry", database: "Engine", until_s: int | None,
+    events: Sequence[str] | None,
 ) -> "Entry":
     """Return the beginning of this night: that of one that was interrupted, with its bounds and
     events, or a new one.
     """
-    from engine.state.nights import Entry, EntryKind, append, unfinished, watermark_of
-
     from engine.stages.page import format_moment
     from engine.state.histories import newest_bound
+    from engine.state.nights import Entry, EntryKind, append, unfinished, watermark_of
 
     live = registry.live().release_id
     begun = unfinished(database)
@@ -142,7 +145,8 @@ def open_night(
             f"release {live!r} has learned"
         )
     return append(database, Entry(
-        EntryKind.OPENED, live, since_s=since_s, until_s=until_s, detail={"events": events}
+        EntryKind.OPENED, live, since_s=since_s, until_s=until_s,
+        detail={"events": None if events is None else list(events)},
     ))
 
 
@@ -150,9 +154,8 @@ def challenge(
     registry: "Registry", config: EngineConfig, opened: "Entry"
 ) -> Challenge:
     """Make a challenger of the day, and judge it."""
-    from engine.releases.promotion import decide
-
     from engine import storage
+    from engine.releases.promotion import decide
     from engine.stages.adapters import train_adapters
     from engine.stages.crm import score_crm, train_crm
     from engine.stages.extended_histories import extend_histories
@@ -168,20 +171,20 @@ def challenge(
     root, end_s = storage.absolute(config.run.root), end_of(opened)
     parent = Parent.read(registry, opened.parent_id, root, config)
     roles, tonight = parent.roles, config.at_night()
-    try:
-        day = import_day(root, registry, config, opened)
-    except EmptySourceError as error:
-        return _held(str(error), [])
-    histories = extend_histories(
-        root, config, parent.histories, day, end_s=end_s,
-        deleted=service_deletions(config.run.state),
-    )
+    days = import_days(root, registry, config, opened)
+    if not days:
+        return _held("no event came in", [])
+    deleted, histories = service_deletions(config.run.state), parent.histories
+    for day in days:
+        histories = extend_histories(
+            root, config, histories, day, end_s=end_s, deleted=deleted
+        )
     item_text = extend_item_text(root, config, parent.item_text, parent.histories, histories)
     rows = parent.rows_until(end_s, config.night.tune_days)
     slates = build_night_slates(root, config, histories, rows)
     for name in ("crm", "bank"):
         if not slates.facts.get(f"{name}_rows"):
-            return _held(f"no new row trains the {name}", [day, histories, slates])
+            return _held(f"no new row trains the {name}", [histories, slates])
     popularity = count_popularity(root, config, histories, roles=roles)
     crm = train_crm(
         root, tonight, histories, slates, item_text, parent=parent.crm, roles=roles
@@ -192,7 +195,7 @@ def challenge(
     fusion = refit_fusion(root, tonight, parent, slates, prompts, crm_scores, bank, popularity)
     parts = Parts(histories, item_text, crm, bank, popularity, fusion, None)
     release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))
-    made = [day, histories, slates, crm, bank]
+    made = [histories, slates, crm, bank]
     try:
         report = judge(root, config, histories, [release_id, opened.parent_id], roles, end_s)
     except DataError as error:
@@ -213,28 +216,33 @@ def end_of(opened: "Entry") -> int:
     """
     from engine.state.events import MAX_AHEAD_S
 
-    assert opened.until_s is not None
-    return opened.until_s if opened.detail["events"] else opened.until_s + MAX_AHEAD_S + 1
+    _, until_s = opened.bounds_s
+    return until_s if opened.detail["events"] else until_s + MAX_AHEAD_S + 1
 
 
-def import_day(
+def import_days(
     root: str, registry: "Registry", config: EngineConfig, opened: "Entry"
-) -> "Artifact":
-    """Return the day's checked interactions; EmptySourceError if there are none."""
+) -> "list[Artifact]":
+    """Return the checked interactions of every folder that has any, or of the service's day."""
     from engine.stages.collected import collect_day, source_of
     from engine.stages.interactions import import_data
 
     events = opened.detail["events"]
     if events is None:
-        assert config.run.state is not None and opened.since_s is not None
-        assert opened.until_s is not None
+        assert config.run.state is not None
+        since_s, until_s = opened.bounds_s
         drop = collect_day(
-            root, registry, opened.parent_id, config.run.state,
-            since_s=opened.since_s, until_s=opened.until_s,
+            root, registry, opened.parent_id, config.run.state, since_s=since_s, until_s=until_s
         )
-        events = drop.uri
-    source = source_of(config.source, events)
-    return import_data(root, config.model_copy(update={"source": source}))
+        events = [drop.uri]
+    days = []
+    for folder in events:
+        source = source_of(config.source, folder)
+        try:
+            days.append(import_data(root, config.model_copy(update={"source": source})))
+        except EmptySourceError:
+            log.info("%s holds no event", folder)
+    return days
 
 
 def refit_fusion(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.state.nights import Entry, EntryKind, entries
+from engine.state.nights import Entry, EntryKind, entries, watermark_of
 
 from benchmarks.live import copy_release
 from benchmarks.nights.days import Day, cut_days
@@ -82,8 +82,9 @@ class Arm:
         seconds = None
         if found is None:
             start_s = time.perf_counter()
-            config = _with_source(self.config, day.folder)
-            found = nightly_update.run(config, until_s=day.end_s, events=day.folder)
+            found = nightly_update.run(
+                self.config, until_s=day.end_s, events=self._folders_until(number)
+            )
             seconds = time.perf_counter() - start_s
         return {
             "night": number, "kind": found.kind.value, "release_id": found.release_id,
@@ -91,6 +92,18 @@ class Arm:
             "training_tokens": found.detail["facts"].get("bank", {}).get("training_tokens", 0),
             "events": day.events,
         }
+
+    def _folders_until(self, number: int) -> list[str]:
+        """Return the folders of the days that the live release has not learned."""
+        since_s = max(self._ground.days[0].end_s, self._watermark())
+        return [day.folder for day in self._ground.days[1 : number + 1] if day.start_s >= since_s]
+
+    def _watermark(self) -> int:
+        database = open_database(self.config.run.state or "")
+        try:
+            return watermark_of(database, self._registry.live().release_id) or 0
+        finally:
+            database.dispose()
 
     def _ended(self, until_s: int) -> Entry | None:
         database = open_database(self.config.run.state or "")

@@ -50,6 +50,13 @@ class Entry:
     at_s: int | None = None
     """When it was appended."""
 
+    @property
+    def bounds_s(self) -> tuple[int, int]:
+        """Return since and until of a night."""
+        assert self.since_s is not None
+        assert self.until_s is not None
+        return self.since_s, self.until_s
+
     def ended(
         self, kind: EntryKind, reasons: Sequence[str], detail: Mapping[str, Any]
     ) -> "Entry":
