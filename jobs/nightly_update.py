@@ -138,10 +138,10 @@ def open_night(
         reason = f"it was interrupted, and meanwhile {live!r} became live"
         append(database, begun.ended(EntryKind.FAILED, [reason], {}))
     since_s = watermark_of(database, live) or 0
-    until_s = newest_bound() if until_s is None else until_s
-    if until_s <= since_s:
+    until_s = max(newest_bound(), since_s) if until_s is None else until_s
+    if until_s < since_s:
         raise ConfigError(
-            f"--until: {format_moment(until_s)} is not after {format_moment(since_s)}, up to which "
+            f"--until: {format_moment(until_s)} is before {format_moment(since_s)}, up to which "
             f"release {live!r} has learned"
         )
     return append(database, Entry(

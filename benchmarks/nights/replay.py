@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.state.nights import Entry, EntryKind, entries, watermark_of
-
 from benchmarks.live import copy_release
 from benchmarks.nights.days import Day, cut_days
 from benchmarks.nights.plan import Plan
@@ -20,6 +18,7 @@ from engine.stages.histories import build_histories
 from engine.stages.interactions import import_data
 from engine.stages.judgement import compare
 from engine.state.database import open_database
+from engine.state.nights import Entry, EntryKind, entries, watermark_of
 from jobs import nightly_update, train_reclora
 
 MODELS = ("crm_calibrated", "fused")
