@@ -52,10 +52,15 @@ class Challenge:
 
     def detail(self) -> dict[str, Any]:
         """Return what the ledger keeps: keys and counts."""
+        from engine import storage
+        from engine.stages.nights_page import difference_of
+
+        found = self.report and storage.read_json(self.report.path("report.json"))
         return {
             "artifacts": {each.kind: each.key for each in self.made},
             "facts": {each.kind: dict(each.facts) for each in self.made},
-            "report": self.report and self.report.uri, "code": code_version(),
+            "report": self.report and self.report.uri, "difference": found and difference_of(found),
+            "code": code_version(),
         }
 
 
@@ -88,12 +93,15 @@ def run(
     """Run a night; return how it ended, as the ledger has it.
 
     events: folders of what came in since the live release, those of nights that were held among
-    them; None: the service's database knows. until_s: the end, exclusive. Raises NightRunningError if another one runs, and what failed, which the ledger then names.
+    them; None: the service's database knows. until_s: the end, exclusive. Raises NightRunningError
+    if another night runs, and what failed, which the ledger then names.
     """
-    from engine.releases.registry import Registry  # --help needs none of these
+    from engine import storage  # --help needs none of these
+    from engine.releases.registry import Registry
+    from engine.stages.nights_page import write_nights
     from engine.state.database import open_database
     from engine.state.leases import leased
-    from engine.state.nights import EntryKind, append
+    from engine.state.nights import EntryKind, append, entries
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
@@ -111,9 +119,12 @@ def run(
                 kind = decide_live(registry, opened.parent_id, made)
             except (EngineError, OSError) as error:
                 append(database, opened.ended(EntryKind.FAILED, [str(error)], {}))
+                write_nights(storage.absolute(config.run.root), entries(database))
                 raise
             named = replace(opened, release_id=made.release_id)
-            return append(database, named.ended(kind, made.decision.reasons, made.detail()))
+            ended = append(database, named.ended(kind, made.decision.reasons, made.detail()))
+            log.info("%s", write_nights(storage.absolute(config.run.root), entries(database)))
+            return ended
     finally:
         database.dispose()
 

@@ -167,3 +167,27 @@ def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue().decode()
+
+
+def nights_figure(nights: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the difference of AUC, challenger - live, of each judged night with its interval; the
+    marker is full where the challenger became live.
+    """
+    with mpl.rc_context(STYLE):
+        figure, [panel] = _panels(1, (6.4, 2.8))
+        for number, model in enumerate(("crm_calibrated", "fused")):
+            for place, night in enumerate(nights):
+                interval, at = night["difference"][model]["auc"], place + 0.2 * number - 0.1
+                if interval is None:
+                    continue
+                panel.plot([at, at], [interval["low"], interval["high"]], lw=4, alpha=0.35,
+                           color=COLOURS[model], solid_capstyle="round")
+                fill = COLOURS[model] if night["kind"] == "promoted" else "white"
+                panel.plot(at, interval["value"], "o", ms=6, color=COLOURS[model], mfc=fill,
+                           label=NAMES[model] if place == 0 else None)
+        panel.axhline(0.0, color="#999999", lw=1, ls=":")
+        panel.set_xticks(range(len(nights)), [str(night["number"]) for night in nights])
+        panel.set_xlabel("night")
+        panel.set_ylabel("AUC, challenger - live")
+        panel.legend(fontsize=8)
+        return _svg(figure)

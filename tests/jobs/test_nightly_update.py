@@ -1,7 +1,6 @@
-"""Nights on a tiny model: what is promoted, what is held, and what a night that was stopped does."""
+"""Nights on a tiny model: what is promoted, what is held, and how one that was stopped ends."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,9 @@ def first(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def world(first: World, tmp_path: Path) -> Iterator[World]:
+def world(first: World, tmp_path: Path) -> World:
     """Return the world before its first night."""
-    yield first.copy(tmp_path / "world")
+    return first.copy(tmp_path / "world")
 
 
 @pytest.mark.slow
