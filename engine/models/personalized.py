@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+DROPOUTS = ("dropout", "gate_dropout")
+"""Settings of a bank that training alone reads."""
+STANDARD = "readout.safetensors"
+"""What the readout's states were standardised by in training; a released model does without."""
+
+
 @dataclass(frozen=True, slots=True)
 class States:
     """CRM output of B prompts, as the router reads it."""
@@ -336,7 +342,10 @@ class PersonalizedLLM(nn.Module):
     def save(
         self, folder: str, weights: Mapping[str, FloatArray], crm_key: str, prompt: PromptConfig
     ) -> None:
-        """Write bank.safetensors and bank.json; `weights` are this module's, by parameter name."""
+        """Write bank.safetensors, bank.json and what the readout was standardised by.
+
+        `weights` are this module's, by parameter name.
+        """
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         tensors = {
             name: weights[names[id(parameter)]]
@@ -346,6 +355,9 @@ class PersonalizedLLM(nn.Module):
             ends = "readout.weight", "readout.bias"
             plain = self.readout.plain(*(tensors[end] for end in ends))
             tensors |= dict(zip(ends, plain, strict=True))
+            storage.write_tensors(storage.join(folder, STANDARD), {
+                name: tensor.cpu().numpy() for name, tensor in self.readout.named_buffers()
+            })
         storage.write_tensors(storage.join(folder, "bank.safetensors"), tensors)
         storage.write_json(storage.join(folder, "bank.json"), {
             "bank": self.config.settings(), "prompt": prompt.settings(),
@@ -367,15 +379,44 @@ class PersonalizedLLM(nn.Module):
                 )
             parameter.data.copy_(torch.from_numpy(tensors[name]))
 
+    def start_from(self, folder: str) -> None:
+        """Go on from a trained bank, its readout standardised as it was.
+
+        An older folder does not say how: the readout keeps its standardisation then, and computes
+        the same. Raises ArtifactError for a bank of other settings or of other CRM states.
+        """
+        facts = storage.read_json(storage.join(folder, "bank.json"))
+        if tuple(facts["state_dims"]) != self.state_dims:
+            raise ArtifactError(
+                f"gates in {folder} read CRM states of widths {facts['state_dims']}, the CRM gives "
+                f"{list(self.state_dims)}: keep crm.state_dim and crm.hidden_dims"
+            )
+        now, then = (each.settings(without=DROPOUTS) for each in (self.config, _bank_of(facts)))
+        odd = [f"bank.{name} {then[name]!r}, now {now[name]!r}" for name in now
+               if now[name] != then[name]]
+        if odd:
+            raise ArtifactError(f"bank in {folder} was trained with {', '.join(odd)}")
+        self.load_adapters(folder)
+        if self.readout is not None:
+            if storage.exists(storage.join(folder, STANDARD)):
+                self.readout.load_standard(storage.read_tensors(storage.join(folder, STANDARD)))
+            plain = (self.readout.weight, self.readout.bias)
+            self.readout.take_over(*(each.detach().cpu().numpy() for each in plain))
+
     @classmethod
     def load(cls, base_config: BaseModelConfig, folder: str) -> Self:
         """Return the released model, frozen and in eval mode."""
         facts = storage.read_json(storage.join(folder, "bank.json"))
         tokenizer, base = load_base_model(base_config)
         model = cls(
-            base, tokenizer, BankConfig.model_validate({"readout": "answer"} | facts["bank"]),
-            PromptConfig.model_validate(facts["prompt"]), tuple(facts["state_dims"]),
+            base, tokenizer, _bank_of(facts), PromptConfig.model_validate(facts["prompt"]),
+            tuple(facts["state_dims"]),
         )
         model.load_adapters(folder)
         model.requires_grad_(False).eval()
         return model
+
+
+def _bank_of(facts: Mapping[str, Any]) -> BankConfig:
+    """Return the settings in a bank.json; an older one knows no readout."""
+    return BankConfig.model_validate({"readout": "answer"} | facts["bank"])

@@ -4,6 +4,9 @@ At the answer position nearly all of the state is common to the candidates of a 
 tokens tell them apart (docs/results.md has the figures). Ours, not the paper's.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +60,21 @@ class Readout(nn.Module):
         """
         plain_D = weight_D / self.scale_D.cpu().numpy()
         return plain_D, bias_1 - plain_D @ self.mean_D.cpu().numpy()
+
+
+    def load_standard(self, tensors: Mapping[str, FloatArray]) -> None:
+        """Take the standardisation that these buffers hold."""
+        self.mean_D.copy_(torch.from_numpy(tensors["mean_D"]))
+        self.scale_D.copy_(torch.from_numpy(tensors["scale_D"]))
+
+    @torch.no_grad()
+    def take_over(self, weight_D: FloatArray, bias_1: FloatArray) -> None:
+        """Go on from what `plain` returned, under the standardisation of now."""
+        mean_D, scale_D = (each.cpu().numpy().astype(np.float64)
+                           for each in (self.mean_D, self.scale_D))
+        standard_D, shifted_1 = weight_D * scale_D, bias_1 + weight_D @ mean_D
+        self.weight.copy_(torch.from_numpy(standard_D))     # last: both may be views of these
+        self.bias.copy_(torch.from_numpy(shifted_1))
 
 
 def block_means(hidden_BTD: Tensor, segments_BT: Tensor, num_slots: int) -> Tensor:

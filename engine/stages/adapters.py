@@ -1,6 +1,7 @@
 """prompts + CRM states -> the meta-LoRA bank and its gates, by Ray Train and DeepSpeed.
 
     bank.safetensors, bank.json, curve.json
+    readout.safetensors   what the readout's states were standardised by, for who goes on from it
     learning.json     see `learning_curve`
 """
 
@@ -15,9 +16,12 @@ from engine import storage
 from engine.artifacts import Artifact, make
 from engine.config import EngineConfig
 from engine.data.schema import part_name
+from engine.errors import ConfigError
 from engine.models.base import base_model_digest, worker_dtype
+from engine.models.personalized import STANDARD
 from engine.stages.trainer import RESOURCES, fit, forget
 from engine.training.adapter_loop import adapter_loop
+from engine.training.anchor import names_by_part, square_of
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +36,18 @@ VERSION = 2
 
 def train_adapters(
     run: str, config: EngineConfig, prompts: Artifact, crm: Artifact, crm_scores: Artifact, *,
-    seed: int | None = None,
+    seed: int | None = None, parent: Artifact | None = None,
 ) -> Artifact:
-    """Train on the prompts of [T0, T1) under the states of the frozen, out-of-time CRM.
+    """Train on the prompts of the bank window under the states of the frozen, out-of-time CRM.
 
-    `seed` stands in for `run.seed`: other initial weights and batches of the same sample.
+    `seed` stands in for `run.seed`: other initial weights and batches of the same sample. From a
+    `parent`, a bank with the files of a release, training goes on at the settings of a night.
     """
     if seed is not None:
         run_config = config.run.model_copy(update={"seed": seed})
         config = config.model_copy(update={"run": run_config})
+    if parent is not None:
+        config = night_settings(config)
     settings = {
         "bank": config.bank.settings(),
         "adapters": config.adapters.settings(without=RESOURCES),
@@ -48,20 +55,42 @@ def train_adapters(
         "dtype": worker_dtype(config.base_model, use_gpu=config.adapters.use_gpu),
         "base_model": base_model_digest(config.base_model) or config.base_model.name,
     }
-    write = partial(_write, config=config, prompts=prompts, crm=crm, crm_scores=crm_scores)
-    bank = make(run, "bank", settings, [prompts, crm, crm_scores], write, version=VERSION)
+    sources = [prompts, crm, crm_scores]
+    if parent is not None:
+        settings["anchor"] = config.night.anchor
+        sources.append(parent)
+    write = partial(
+        _write, config=config, prompts=prompts, crm=crm, crm_scores=crm_scores, parent=parent
+    )
+    bank = make(run, "bank", settings, sources, write, version=VERSION)
     forget(bank.uri)
     return bank
 
 
+def night_settings(config: EngineConfig) -> EngineConfig:
+    """Return the settings of one night's bank: one pass at a share of the rates."""
+    adapters, rate = config.adapters, config.night.bank_rate
+    if config.night.anchor and adapters.zero_stage == 3:
+        raise ConfigError(
+            "night.anchor compares whole weights with the parent's and ZeRO stage 3 shares them "
+            "out: adapters.zero_stage must be at most 2, or night.anchor 0"
+        )
+    rates = ("learning_rate", "gate_learning_rate", "readout_learning_rate")
+    slower = {name: getattr(adapters, name) * rate for name in rates}
+    return config.model_copy(update={
+        "adapters": adapters.model_copy(update={"epochs": 1, **slower})
+    })
+
+
 def _write(
-    folder: str, config: EngineConfig, prompts: Artifact, crm: Artifact, crm_scores: Artifact
+    folder: str, config: EngineConfig, prompts: Artifact, crm: Artifact, crm_scores: Artifact,
+    parent: Artifact | None,
 ) -> Mapping[str, Any]:
     partitions = range(config.histories.num_partitions)
     inputs = {
         "prompt_files": tuple(prompts.path(part_name("prompts", k)) for k in partitions),
         "state_files": tuple(crm_scores.path(part_name("scores", k)) for k in partitions),
-        "crm_key": crm.key,
+        "crm_key": crm.key, "parent": None if parent is None else parent.uri,
     }
     checkpoint = fit(
         adapter_loop, {"config": config.settings(), "inputs": inputs},
@@ -71,9 +100,24 @@ def _write(
     )
     for file in FILES:
         storage.copy_file(storage.join(checkpoint, file), storage.join(folder, file))
+    if storage.exists(storage.join(checkpoint, STANDARD)):      # where there is a readout
+        storage.copy_file(storage.join(checkpoint, STANDARD), storage.join(folder, STANDARD))
     curve = storage.read_json(storage.join(folder, "curve.json"))
     storage.write_json(storage.join(folder, LEARNING), learning_curve(curve))
-    return _facts(config, folder, curve)
+    moved = {} if parent is None else {"moved": distance_moved(folder, parent.uri)}
+    return {**_facts(config, folder, curve), **moved}
+
+
+def distance_moved(folder: str, parent: str) -> dict[str, float]:
+    """Return how far each part is from the parent's, in lengths of the parent's."""
+    weights, start = (
+        storage.read_tensors(storage.join(each, "bank.safetensors")) for each in (folder, parent)
+    )
+    found = {}
+    for part, names in names_by_part(weights).items():
+        away = sum(float(((weights[name] - start[name]) ** 2).sum()) for name in names)
+        found[part] = (away / square_of([start[name] for name in names])) ** 0.5
+    return found
 
 
 def read_learning(folder: str) -> list[dict[str, float]]:

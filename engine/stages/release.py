@@ -15,6 +15,7 @@ from engine.data.roles import Roles
 from engine.data.splits import read_timeline
 from engine.errors import ReleaseError
 from engine.models.base import base_model_digest
+from engine.models.personalized import STANDARD
 from engine.models.popularity import FILE as POPULARITY
 from engine.recommender.golden import FILE as GOLDEN
 from engine.releases.registry import Registry
@@ -84,8 +85,9 @@ def release_files(parts: Parts) -> dict[str, str]:
         files[f"crm/{name}"] = parts.crm.path(name)
     for name in ("bank.safetensors", "bank.json"):
         files[f"bank/{name}"] = parts.bank.path(name)
-    if storage.exists(parts.bank.path(LEARNING)):       # an older bank has none
-        files[f"bank/{LEARNING}"] = parts.bank.path(LEARNING)
+    for name in (LEARNING, STANDARD):       # an older bank has none
+        if storage.exists(parts.bank.path(name)):
+            files[f"bank/{name}"] = parts.bank.path(name)
     return files
 
 

@@ -17,18 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine import storage
 from engine.config import AdapterTrainingConfig, EngineConfig
 from engine.errors import DataError
 from engine.metrics.ctr import auc
 from engine.models.base import load_base_model
 from engine.models.packing import pack
-from engine.models.personalized import PersonalizedLLM, stack_states
+from engine.models.personalized import STANDARD, PersonalizedLLM, stack_states
 from engine.training.adapter_examples import (
     AdapterExample,
     crm_logit_matrix,
     label_matrix,
     read_examples,
 )
+from engine.training.anchor import Anchor
 from engine.training.checkpoints import checkpoint_name, load_state, save_state
 from engine.training.engines import (
     ParameterGroup,
@@ -43,7 +45,7 @@ from engine.training.session import (
     share_of_global_mean,
     step_seed,
 )
-from engine.types import FloatArray, IntArray, Window
+from engine.types import FloatArray, IntArray, SlatePrompt, Window
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class AdapterInputs:
     state_files: tuple[str, ...]
     crm_key: str
     """Key of the CRM whose states these are: a bank serves with no other."""
+    parent: str | None = None
+    """Folder of the bank that training goes on from, and is held near; None: a fresh one."""
 
 
 def adapter_loop(settings: dict[str, Any], session: Session) -> None:
@@ -67,13 +71,12 @@ def adapter_loop(settings: dict[str, Any], session: Session) -> None:
     inputs = AdapterInputs(**settings["inputs"])
     examples = read_examples(inputs.prompt_files, inputs.state_files, (Window.BANK,))
     if not examples:
-        raise DataError("no prompts in the bank window [T0, T1); check split.crm")
+        raise DataError("no prompts in the bank window; check split.crm, at night night.roles.bank")
     torch.manual_seed(config.run.seed)
     model = build_model(config, examples[0])
     plan = BatchPlan(config.adapters, config.run.seed, [e.num_tokens for e in examples])
-    model.standardise_readout(
-        [[examples[index].prompt for index in batch] for batch in plan.first_look()]
-    )
+    first_look = [[examples[index].prompt for index in batch] for batch in plan.first_look()]
+    anchor = start_weights(model, config, inputs.parent, first_look)
     engine = start_adapter_engine(model, config.adapters, plan, session.world_size)
     curve: list[dict[str, float]] = []
     first_step = 0
@@ -88,12 +91,29 @@ def adapter_loop(settings: dict[str, Any], session: Session) -> None:
         num_labels = sum(len(examples[index].labels) for index in plan.indices(step))
         curve.append({
             "step": step, "epoch": step // plan.steps_per_epoch,
-            **train_step(engine, chosen, num_labels, session, config),
+            **train_step(engine, chosen, num_labels, session, config, anchor),
         })
         done = step + 1
         session.progress(done, plan.num_steps)
         if done % config.adapters.checkpoint_every == 0 or done == plan.num_steps:
             report(engine, config, inputs, session, done, curve)
+
+
+def start_weights(
+    model: PersonalizedLLM, config: EngineConfig, parent: str | None,
+    first_look: Sequence[Sequence[SlatePrompt]],
+) -> Anchor | None:
+    """Let the model go on from its parent's folder, if there is one; return what holds it there."""
+    if parent is None:
+        model.standardise_readout(first_look)
+        return None
+    if model.readout is not None and not storage.exists(storage.join(parent, STANDARD)):
+        log.info("%s has no %s: its readout is standardised anew", parent, STANDARD)
+        model.standardise_readout(first_look)
+    model.start_from(parent)
+    if not config.night.anchor:
+        return None
+    return Anchor(model.adapter_parameters(), config.night.anchor)
 
 
 def build_model(config: EngineConfig, example: AdapterExample) -> PersonalizedLLM:
@@ -176,11 +196,13 @@ def train_step(
     num_labels: int,
     session: Session,
     config: EngineConfig,
+    anchor: Anchor | None = None,
 ) -> dict[str, float]:
-    """Run one optimiser step; return its mean loss and what the gates did."""
+    """Run one optimiser step; return its mean loss, what the gates did and what the anchor cost."""
     model: PersonalizedLLM = engine.module
     engine.train()
     loss_sum, weights, answers = 0.0, [], []
+    held: dict[str, float] = {}
     for examples in batches:
         batch = pack([e.prompt for e in examples], pad_id=model.pad_id, device=model.device)
         states = stack_states([e.crm for e in examples], model.device)
@@ -192,15 +214,19 @@ def train_step(
             batch, states, labels_BM=labels_BM, offsets_BM=offsets_BM, loss=config.adapters.loss,
         )
         loss = losses_BM[batch.is_candidate_BM].sum()
-        engine.backward(share_of_global_mean(
+        share = share_of_global_mean(
             loss, num_labels, world_size=session.world_size, accumulation=len(batches)
-        ))
+        )
+        if anchor is not None:
+            pull = anchor.loss()
+            share, held = share + pull, {"anchor": float(pull.detach())}
+        engine.backward(share)
         engine.step()
         loss_sum += float(loss.detach())
         weights.append(weights_BPGN.detach()[:, 0])
         answers.append(torch.stack([labels_BM, logits_BM.detach()])[:, batch.is_candidate_BM])
     return {
-        "loss": global_sum(loss_sum) / num_labels, **gate_facts(torch.cat(weights)),
+        "loss": global_sum(loss_sum) / num_labels, **held, **gate_facts(torch.cat(weights)),
         **pair_facts(*global_rows(torch.cat(answers, dim=1).cpu().numpy())), "labels": num_labels,
         "tokens": global_sum(float(sum(e.num_tokens for batch in batches for e in batch))),
     }

@@ -13,7 +13,7 @@ from engine.errors import ArtifactError
 from engine.models.base import load_base_model
 from engine.models.lora import Gates
 from engine.models.packing import pack
-from engine.models.personalized import PersonalizedLLM, pair_losses, stack_states
+from engine.models.personalized import STANDARD, PersonalizedLLM, pair_losses, stack_states
 from engine.types import CRMOutput, FloatArray, GateInput, MixingMode, SlatePrompt
 from tests.tiny_llama import tiny_base
 
@@ -330,6 +330,51 @@ def test_a_saved_bank_comes_back_and_a_foreign_one_is_refused(
     wide = tmp_path / "wide"
     with pytest.raises(ArtifactError, match="needs"):
         PersonalizedLLM.load(tiny_base(wide, hidden_size=48), str(tmp_path))
+
+
+def test_a_bank_goes_on_from_a_saved_one_as_it_was_trained(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    model = make_model(base_folder).float()
+    model.standardise_readout([[make_prompt(2)], [make_prompt(3)]])
+    weights = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
+    model.save(str(tmp_path), weights, "crm-key", PromptConfig())
+    for has_standard in (True, False):
+        if not has_standard:                                # as older versions wrote it
+            (tmp_path / STANDARD).unlink()
+        child = make_model(base_folder, trained=False).float()
+        child.standardise_readout([[make_prompt(5)]])
+        child.start_from(str(tmp_path))
+        prompt, output = make_prompt(1), make_output(1)
+        assert np.allclose(score_one(model, prompt, output), score_one(child, prompt, output), 1e-5)
+        is_same = torch.equal(model.readout.scale_D, child.readout.scale_D)
+        assert is_same == has_standard
+        for name, parameter in child.adapter_parameters().items():
+            found, expected = parameter.detach(), model.adapter_parameters()[name].detach()
+            if not name.startswith("readout"):
+                assert torch.equal(found, expected), name
+            elif has_standard:
+                torch.testing.assert_close(found, expected)
+
+
+def test_a_parent_of_other_states_or_settings_is_refused(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    model = make_model(base_folder).float()
+    weights = {n: p.detach().numpy() for n, p in model.named_parameters() if p.requires_grad}
+    model.save(str(tmp_path), weights, "crm-key", PromptConfig())
+    tokenizer, base = load_base_model(tiny_base(base_folder))
+    wide = PersonalizedLLM(base, tokenizer, model.config, PromptConfig(), (8, TARGET_DIM))
+    with pytest.raises(ArtifactError, match=r"widths \[6, 9\], the CRM gives \[8, 9\]"):
+        wide.start_from(str(tmp_path))
+    for changes, message in (({"alpha": 7.0, "gate_dropout": 0.5}, "alpha 6.0, now 7.0$"),
+                             ({"rank": 4}, "rank 3, now 4$")):
+        tokenizer, base = load_base_model(tiny_base(base_folder))
+        other = model.config.model_copy(update=changes)
+        with pytest.raises(ArtifactError, match=message):
+            PersonalizedLLM(
+                base, tokenizer, other, PromptConfig(), (USER_DIM, TARGET_DIM)
+            ).start_from(str(tmp_path))
 
 
 def test_the_readout_is_standardised_on_the_candidates_states_of_the_frozen_model(

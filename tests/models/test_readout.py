@@ -51,3 +51,12 @@ def test_plain_weights_do_to_states_what_the_readout_does_to_standardised_ones()
     torch.testing.assert_close(
         loaded(hidden_BTD, segments_BT, 2), readout(hidden_BTD, segments_BT, 2)
     )
+    again = Readout(8)
+    again.standardise(torch.randn(50, 8) - 1)               # other states than the first time
+    with torch.no_grad():
+        for parameter, plain in zip(again.parameters(), loaded.parameters(), strict=True):
+            parameter.copy_(plain)
+    again.take_over(*(parameter.detach().numpy() for parameter in again.parameters()))
+    torch.testing.assert_close(
+        again(hidden_BTD, segments_BT, 2), readout(hidden_BTD, segments_BT, 2)
+    )

@@ -10,57 +10,23 @@ from typing import Any
 
 import deepspeed
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from ray.train import WorkerGroupError
 
 from engine import storage
 from engine.config import AdapterTrainingConfig, BankConfig, EngineConfig, RunConfig
-from engine.data.schema import PROMPTS
 from engine.errors import ArtifactError
 from engine.models.base import load_base_model
 from engine.models.personalized import PersonalizedLLM
 from engine.stages.trainer import fit
 from engine.training.adapter_examples import read_examples
 from engine.training.adapter_loop import BatchPlan, adapter_loop, pair_facts
+from engine.training.anchor import names_by_part
 from engine.training.session import LocalSession, Session
 from engine.types import GateInput, Window
+from tests.adapter_inputs import NUM_SLATES, TARGET_DIM, USER_DIM, write_inputs
 from tests.tiny_llama import tiny_base
-
-NUM_SLATES, USER_DIM, TARGET_DIM = 22, 6, 5
-
-
-def write_inputs(folder: Path) -> dict[str, Any]:
-    """Write two partitions of prompts whose labels depend on the user's state."""
-    draw = np.random.default_rng(3)
-    files: dict[str, list[str]] = {"prompt_files": [], "state_files": []}
-    for part in range(2):
-        prompts, states = [], []
-        for number in range(NUM_SLATES // 2):
-            size = int(draw.integers(1, 5))
-            taste = int(draw.integers(0, 2))
-            blocks = [draw.integers(5, 300, draw.integers(3, 8)).tolist() for _ in range(size)]
-            identity = {"slate_id": f"{part}-{number:03d}", "user_id": f"u{part}-{number}"}
-            labels = [taste if block[0] % 4 else 1 - taste for block in blocks]
-            prompts.append({
-                **identity, "window": int(Window.BANK), "first_slot": 0,
-                "prefix": draw.integers(5, 300, draw.integers(4, 20)).tolist(), "blocks": blocks,
-                "labels": labels, "cut": 0,
-            })
-            states.append({
-                "slate_id": identity["slate_id"], "logits": [0.0] * size,
-                "user_state": ((2 * taste - 1) + draw.normal(size=USER_DIM) / 2).tolist(),
-                "target_states": draw.normal(size=size * TARGET_DIM).tolist(),
-            })
-        for name, table in (
-            ("prompt_files", pa.Table.from_pylist(prompts, schema=PROMPTS)),
-            ("state_files", pa.Table.from_pylist(states)),
-        ):
-            uri = str(folder / f"{name}-{part}.parquet")
-            storage.write_table(uri, table)
-            files[name].append(uri)
-    return {**{name: tuple(uris) for name, uris in files.items()}, "crm_key": "crm-key"}
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +162,72 @@ def test_a_resumed_training_draws_the_dropout_of_an_uninterrupted_one(
         for name in ("whole", "run")
     )
     assert_same(resumed, expected, 1e-6)
+
+
+@pytest.fixture
+def night(one_process: None, world: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """Return settings of a training that goes on from one of six steps, under an anchor."""
+    adapter_loop(world, LocalSession(tmp_path / "parent"))
+    parent = str(tmp_path / "parent" / "step_0000006")
+    settings = changed(world, night={"anchor": 20.0}, run={"seed": 6})
+    return {**settings, "inputs": {**world["inputs"], "parent": parent}}
+
+
+def learned(
+    settings: dict[str, Any], folder: Path, **sections: Any
+) -> tuple[list[dict[str, float]], storage.Tensors]:
+    session = LocalSession(folder)
+    adapter_loop(changed(settings, **sections), session)
+    last = str(session.resume_folder())
+    return storage.read_json(f"{last}/curve.json"), storage.read_tensors(f"{last}/bank.safetensors")
+
+
+def with_rates(rate: float, **settings: Any) -> dict[str, Any]:
+    names = ("learning_rate", "gate_learning_rate", "readout_learning_rate")
+    return {**dict.fromkeys(names, rate), **settings}
+
+
+def test_a_night_starts_where_its_parent_is_and_an_anchor_keeps_it_there(
+    night: dict[str, Any], tmp_path: Path
+) -> None:
+    parent = storage.read_tensors(str(Path(night["inputs"]["parent"]) / "bank.safetensors"))
+    _, still = learned(night, tmp_path / "still", adapters=with_rates(1e-12))
+    assert_same(still, parent, 1e-6)
+    adapters = with_rates(0.002, epochs=8)
+    plain, free = learned(night, tmp_path / "free", adapters=adapters, night={"anchor": 0.0})
+    curve, held = learned(night, tmp_path / "held", adapters=adapters, night={"anchor": 1e4})
+    for part, names in names_by_part(parent).items():
+        far, near = (
+            sum(float(((bank[name] - parent[name]) ** 2).sum()) for name in names) ** 0.5
+            for bank in (free, held)
+        )
+        assert near < far / 2, part
+    assert curve[0]["anchor"] == 0
+    assert curve[1]["anchor"] > 0
+    assert all("anchor" not in point for point in plain)
+
+
+def test_a_resumed_night_is_held_by_its_parent_and_not_by_its_checkpoint(
+    night: dict[str, Any], tmp_path: Path
+) -> None:
+    _, expected = learned(night, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        adapter_loop(night, StoppingSession(tmp_path / "run"))
+    _, resumed = learned(night, tmp_path / "run")
+    assert_same(resumed, expected, 1e-6)
+
+
+def test_an_anchor_counts_once_for_any_number_of_workers_and_micro_batches(
+    ray_local: str, night: dict[str, Any], tmp_path: Path
+) -> None:
+    """Four micro-batches of one worker against two of each of two, ZeRO 1 against 2."""
+    expected, one = learned(night, tmp_path / "one")
+    two = changed(night, adapters={"num_workers": 2, "zero_stage": 2})
+    curve, bank = train(two, tmp_path / "two", workers=2)
+    for name in ("anchor", "loss"):
+        found = [point[name] for point in curve]
+        assert found == pytest.approx([point[name] for point in expected], rel=1e-4), name
+    assert_same(bank, one, 1e-4)
 
 
 @pytest.mark.parametrize("gate", [GateInput.HYBRID])
