@@ -75,7 +75,7 @@ def first(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Return a world whose first release learned 60% of the events."""
     folder = tmp_path_factory.mktemp("nights")
     values = tiny_settings(folder, tiny_base(folder / "base").settings())
-    values["source"] = {"path": write_recbole(folder / "data", events=1600)}
+    values["source"] = {"path": write_recbole(folder / "data", users=60, items=80, events=1800)}
     values["run"]["state"] = None
     values["night"] = {
         "max_slates": 8, "judge_rows": 80, "judge_days": 40, "min_tune_rows": 10,
