@@ -11,7 +11,8 @@ import pytest
 
 from engine import storage
 from engine.artifacts import Artifact
-from engine.config import EngineConfig
+from engine.config import EngineConfig, RolesConfig
+from engine.data.roles import Role, Roles
 from engine.data.schema import EXAM_SCORES, EXAM_SLATES
 from engine.data.slates import Slate
 from engine.data.splits import read_timeline
@@ -29,7 +30,7 @@ from engine.stages.exam_report import queries_of, slices_of
 from engine.stages.histories import build_histories
 from engine.stages.interactions import import_data
 from engine.stages.release_scores import Translation, most_often
-from engine.types import FeedbackKind, History
+from engine.types import FeedbackKind, History, Timeline
 from tests.generated import write_recbole
 from tests.tiny_release import tiny_world
 
@@ -116,6 +117,30 @@ def test_a_window_ends_before_its_end_and_the_sample_holds_whole_users(
     sampled = sum(len(slate["items"]) for slate in slates if slate["user_id"] in users)
     assert exam.facts["sampled_rows"] == sampled <= 25
     assert exam.facts["sampled_users"] == len(users) >= 1
+
+
+def test_a_night_is_judged_on_rows_that_judge_even_of_a_time_it_learned(
+    histories: Artifact, tmp_path: Path
+) -> None:
+    first = examined(histories)
+    period = unseen_period(histories, [first])
+    roles = Roles(RolesConfig(judge=0.4), period.start_s)
+    end = period.end_s
+    night = replace(
+        first, release_id="night", roles=roles,
+        timeline=Timeline(first.timeline.start_s, end, end, end, end),
+    )
+    with pytest.raises(DataError, match="'night' learned from events"):
+        set_exam(str(tmp_path), histories, [night, first], period, llm_rows=40)
+    exam = set_exam(str(tmp_path), histories, [night, first], period, llm_rows=40, roles=roles)
+    asked = {(slate["user_id"], time_s) for slate in slates_of(exam)
+             for time_s in slate["timestamps_s"]}
+    expected = {
+        (user, time_s) for user, time_s, *_ in events_of(histories)
+        if time_s >= period.start_s and roles.of(user, np.array([time_s]))[0] == Role.JUDGE
+    }
+    assert asked == expected
+    assert len(asked) > 30
 
 
 def test_items_that_a_release_does_not_know_are_left_out_and_counted(
