@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from sqlalchemy import Engine
 
 from engine import storage
 from engine.config import (
@@ -41,6 +42,7 @@ from engine.models.fusion import Calibration, Fusion
 from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
 from engine.releases.registry import Registry
+from engine.state.histories import PastEvent, seed
 from engine.types import FloatArray, GateInput, History, HistoryScope
 from tests.generated import Sample, make_sample
 from tests.tiny_llama import tiny_base
@@ -124,6 +126,18 @@ class TinyWorld:
         self.popularity().save(storage.join(folder, "popularity.safetensors"))
         self._write_crm(storage.join(folder, "crm"), config)
         write_bank(storage.join(folder, "bank"), config)
+
+    def seed(self, database: Engine) -> None:
+        """Store the histories as a service is seeded with them."""
+        ids = self.catalogue.item_ids
+        seed(database, (
+            (user_id, [PastEvent(ids[item], *rest) for item, *rest in zip(*(
+                column.tolist() for column in (
+                    history.items, history.timestamps_s, history.ratings, history.labels
+                )
+            ), strict=True)])
+            for user_id, history in self.histories.items()
+        ))
 
     def popularity(self) -> Popularity:
         """Count all events."""

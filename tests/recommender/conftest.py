@@ -7,7 +7,6 @@ from sqlalchemy import Engine
 from engine.recommender.loading import load_release
 from engine.recommender.release import LoadedRelease
 from engine.state.database import open_database
-from engine.state.histories import PastEvent, seed
 from tests.tiny_release import TinyWorld, tiny_world
 
 
@@ -32,13 +31,5 @@ def database(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def seeded(database: Engine, world: TinyWorld) -> Engine:
     """A database that holds the generated histories."""
-    seed(database, (
-        (user_id, [
-            PastEvent(world.catalogue.item_ids[item], int(time_s), float(rating), int(label))
-            for item, rating, label, time_s in zip(
-                history.items, history.ratings, history.labels, history.timestamps_s, strict=True
-            )
-        ])
-        for user_id, history in world.histories.items()
-    ))
+    world.seed(database)
     return database

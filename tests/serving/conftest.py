@@ -15,7 +15,6 @@ import pytest
 import yaml
 
 from engine.state.database import open_database
-from engine.state.histories import PastEvent, seed
 from jobs import promote
 from tests.tiny_release import TinyWorld, tiny_world
 
@@ -97,16 +96,7 @@ def local_config(world: TinyWorld, database_url: str, port: int) -> dict[str, An
 
 def seed_histories(world: TinyWorld, database_url: str) -> None:
     engine = open_database(database_url)
-    seed(engine, (
-        (user_id, [
-            PastEvent(world.catalogue.item_ids[item], time_s, rating, label)
-            for item, time_s, rating, label in zip(
-                history.items.tolist(), history.timestamps_s.tolist(),
-                history.ratings.tolist(), history.labels.tolist(), strict=True,
-            )
-        ])
-        for user_id, history in world.histories.items()
-    ))
+    world.seed(engine)
     engine.dispose()
 
 
