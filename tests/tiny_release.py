@@ -41,6 +41,8 @@ from engine.models.crm_vocabulary import FieldTable, fit_field
 from engine.models.fusion import Calibration, Fusion
 from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
+from engine.recommender.loading import load_release
+from engine.recommender.release import LoadedRelease
 from engine.releases.registry import Registry
 from engine.state.histories import PastEvent, seed
 from engine.types import FloatArray, GateInput, History, HistoryScope
@@ -108,6 +110,12 @@ class TinyWorld:
             "data_window": {}, "mixing": config.bank.mixing.value, "gate": gate.value,
             "scope": scope.value, "metrics": {}, "template_sha256": template_sha256,
         })
+
+    def load(self, release_id: str, *, with_llm: bool = True) -> LoadedRelease:
+        """Return a release as a scorer holds it, or without its language model a retriever."""
+        return load_release(
+            self.registry, release_id, model_cache="", device="cpu", with_llm=with_llm
+        )
 
     def _write_parts(self, folder: str, config: EngineConfig, rng: np.random.Generator) -> None:
         vectors = random_vectors(rng, len(self.catalogue))

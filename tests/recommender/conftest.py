@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from engine.recommender.loading import load_release
 from engine.recommender.release import LoadedRelease
 from engine.state.database import open_database
 from tests.tiny_release import TinyWorld, tiny_world
@@ -18,7 +17,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 @pytest.fixture(scope="session")
 def release(world: TinyWorld) -> LoadedRelease:
     world.publish("r1")
-    return load_release(world.registry, "r1", model_cache="", device="cpu")
+    return world.load("r1")
 
 
 @pytest.fixture
