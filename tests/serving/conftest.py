@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from engine.state.database import open_database
 from jobs import promote
+from tests.serve_config import local_serve_config
 from tests.tiny_release import TinyWorld, tiny_world
 
 REPO = Path(__file__).resolve().parents[2]
@@ -78,19 +78,14 @@ def free_port() -> int:
 
 def local_config(world: TinyWorld, database_url: str, port: int) -> dict[str, Any]:
     """Return serve_configs/local.yaml with the tests' paths, port and limits."""
-    config: dict[str, Any] = yaml.safe_load((REPO / "serve_configs/local.yaml").read_text())
+    config = local_serve_config(
+        world.registry_root, database_url=database_url, model_cache=str(world.root), device="cpu",
+        threads=1, max_events=50,
+        ranking={"max_candidates": 30, "llm_candidates": 6, "max_k": 20, "max_history": 60},
+        retrieval={"exact_items": 20},          # of 40: by cells, in every process alike
+    )
     config["http_options"]["port"] = port
-    application = config["applications"][0]
-    application["logging_config"] = {"encoding": "JSON"}    # as in prod.yaml
-    application["args"] |= {
-        "database_url": database_url, "model_cache": str(world.root), "device": "cpu",
-        "threads": 1, "max_events": 50,
-        "ranking": {"max_candidates": 30, "llm_candidates": 6, "max_k": 20, "max_history": 60},
-        "retrieval": {"exact_items": 20},       # of 40: by cells, in every process alike
-    }
-    for deployment in application["deployments"]:
-        if "user_config" in deployment:
-            deployment["user_config"] = {"registry": world.registry_root, "change": 1}
+    config["applications"][0]["logging_config"] = {"encoding": "JSON"}      # as in prod.yaml
     return config
 
 
