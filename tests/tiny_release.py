@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from sqlalchemy import Engine
 
 from engine import storage
 from engine.config import (
@@ -40,7 +41,10 @@ from engine.models.crm_vocabulary import FieldTable, fit_field
 from engine.models.fusion import Calibration, Fusion
 from engine.models.personalized import PersonalizedLLM
 from engine.models.popularity import Popularity
+from engine.recommender.loading import load_release
+from engine.recommender.release import LoadedRelease
 from engine.releases.registry import Registry
+from engine.state.histories import PastEvent, seed
 from engine.types import FloatArray, GateInput, History, HistoryScope
 from tests.generated import Sample, make_sample
 from tests.tiny_llama import tiny_base
@@ -107,6 +111,12 @@ class TinyWorld:
             "scope": scope.value, "metrics": {}, "template_sha256": template_sha256,
         })
 
+    def load(self, release_id: str, *, with_llm: bool = True) -> LoadedRelease:
+        """Return a release as a scorer holds it, or without its language model a retriever."""
+        return load_release(
+            self.registry, release_id, model_cache="", device="cpu", with_llm=with_llm
+        )
+
     def _write_parts(self, folder: str, config: EngineConfig, rng: np.random.Generator) -> None:
         vectors = random_vectors(rng, len(self.catalogue))
         storage.write_table(storage.join(folder, "catalogue.parquet"), self.catalogue.to_table())
@@ -124,6 +134,18 @@ class TinyWorld:
         self.popularity().save(storage.join(folder, "popularity.safetensors"))
         self._write_crm(storage.join(folder, "crm"), config)
         write_bank(storage.join(folder, "bank"), config)
+
+    def seed(self, database: Engine) -> None:
+        """Store the histories as a service is seeded with them."""
+        ids = self.catalogue.item_ids
+        seed(database, (
+            (user_id, [PastEvent(ids[item], *rest) for item, *rest in zip(*(
+                column.tolist() for column in (
+                    history.items, history.timestamps_s, history.ratings, history.labels
+                )
+            ), strict=True)])
+            for user_id, history in self.histories.items()
+        ))
 
     def popularity(self) -> Popularity:
         """Count all events."""

@@ -26,7 +26,7 @@ from engine.state.histories import PastEvent, seed
 from engine.types import Window
 from jobs import evaluate
 from jobs.seed_state import read_item_ids
-from tests.jobs.conftest import REPO
+from tests.serve_config import local_serve_config
 
 pytestmark = pytest.mark.slow
 RANKING = {"max_candidates": 30, "llm_candidates": 5, "max_k": 30, "max_history": 1000}
@@ -55,13 +55,10 @@ class Examined:
 def examined(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Examined:
     config, outcome = tiny_run
     folder = tmp_path_factory.mktemp("exam")
-    serve: dict[str, Any] = yaml.safe_load((REPO / "serve_configs/local.yaml").read_text())
-    [application] = serve["applications"]
-    application["args"] |= {"model_cache": config.base_model.cache, "device": "cpu", "threads": 1,
-                            "ranking": RANKING}
-    for deployment in application["deployments"]:
-        if "user_config" in deployment:
-            deployment["user_config"] = {"registry": config.run.registry, "change": 1}
+    serve = local_serve_config(
+        config.run.registry, model_cache=config.base_model.cache, device="cpu", threads=1,
+        ranking=RANKING,
+    )
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(serve))
     found = Examined(outcome, config, folder, str(path))

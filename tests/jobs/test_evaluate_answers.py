@@ -18,6 +18,7 @@ from engine.state.database import open_database
 from engine.state.events import Event, append
 from engine.state.impressions import Impression, ShownItem, record
 from jobs import evaluate
+from tests.serve_config import local_serve_config
 
 REPO = Path(__file__).resolve().parents[2]
 DAY_S = 86_400
@@ -41,12 +42,7 @@ class Service:
 
 
 def write_serve_config(folder: Path, database_url: str) -> str:
-    serve: dict[str, Any] = yaml.safe_load((REPO / "serve_configs/local.yaml").read_text())
-    [application] = serve["applications"]
-    application["args"]["database_url"] = database_url
-    for deployment in application["deployments"]:
-        if "user_config" in deployment:
-            deployment["user_config"] = {"registry": str(folder / "releases"), "change": 1}
+    serve = local_serve_config(str(folder / "releases"), database_url=database_url)
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(serve))
     return str(path)

@@ -4,10 +4,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from engine.recommender.loading import load_release
 from engine.recommender.release import LoadedRelease
 from engine.state.database import open_database
-from engine.state.histories import PastEvent, seed
 from tests.tiny_release import TinyWorld, tiny_world
 
 
@@ -19,7 +17,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 @pytest.fixture(scope="session")
 def release(world: TinyWorld) -> LoadedRelease:
     world.publish("r1")
-    return load_release(world.registry, "r1", model_cache="", device="cpu")
+    return world.load("r1")
 
 
 @pytest.fixture
@@ -32,13 +30,5 @@ def database(tmp_path: Path) -> Iterator[Engine]:
 @pytest.fixture
 def seeded(database: Engine, world: TinyWorld) -> Engine:
     """A database that holds the generated histories."""
-    seed(database, (
-        (user_id, [
-            PastEvent(world.catalogue.item_ids[item], int(time_s), float(rating), int(label))
-            for item, rating, label, time_s in zip(
-                history.items, history.ratings, history.labels, history.timestamps_s, strict=True
-            )
-        ])
-        for user_id, history in world.histories.items()
-    ))
+    world.seed(database)
     return database

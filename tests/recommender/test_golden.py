@@ -16,7 +16,6 @@ from engine.models.fusion import Fusion
 from engine.models.readout import Readout
 from engine.recommender import golden as module
 from engine.recommender.golden import GOLDEN, GoldenRequest, make_golden
-from engine.recommender.loading import load_release
 from engine.recommender.release import LoadedRelease
 from engine.types import GateInput, HistoryScope
 from tests.tiny_release import TinyWorld, tiny_world
@@ -29,16 +28,10 @@ def own_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     return tiny_world(tmp_path_factory.mktemp("golden"))
 
 
-def load(world: TinyWorld, release_id: str, *, with_llm: bool = True) -> LoadedRelease:
-    return load_release(
-        world.registry, release_id, model_cache="", device="cpu", with_llm=with_llm
-    )
-
-
 def asked(world: TinyWorld, release_id: str, **how: Any) -> list[GoldenRequest]:
     """Publish a release without golden requests; return those that it answers."""
     world.publish(release_id, **how)
-    return make_golden(load(world, release_id), END_S)
+    return make_golden(world.load(release_id), END_S)
 
 
 def as_json(requests: list[GoldenRequest]) -> Any:
@@ -58,12 +51,12 @@ def test_a_release_that_answers_as_it_did_is_loaded_by_both_halves(
     assert all(request.llm is not None and len(request.llm) == 5 for request in requests)
     own_world.publish(f"golden-{gate}-{scope}", golden=as_json(requests), **how)
     for with_llm in (True, False):
-        load(own_world, f"golden-{gate}-{scope}", with_llm=with_llm)
+        own_world.load(f"golden-{gate}-{scope}", with_llm=with_llm)
 
 
 def test_histories_are_of_popular_items_and_name_nobody(own_world: TinyWorld) -> None:
     requests = asked(own_world, "whose")
-    release = load(own_world, "whose")
+    release = own_world.load("whose")
     events = release.popularity.events
     order = sorted(release.catalogue.item_ids[1:],
                    key=lambda item: (-events[release.catalogue.index_of(item)],
@@ -96,7 +89,7 @@ def test_another_crm_is_refused_by_both_halves(own_world: TinyWorld) -> None:
     own_world.publish("crm-other", seed=2, golden=as_json(requests))
     for with_llm in (True, False):
         with pytest.raises(ReleaseError, match=r"'crm-other' answers its golden request 0.*crm"):
-            load(own_world, "crm-other", with_llm=with_llm)
+            own_world.load("crm-other", with_llm=with_llm)
 
 
 def test_a_language_model_that_answers_otherwise_is_refused_by_its_half_alone(
@@ -119,12 +112,12 @@ def test_a_language_model_that_answers_otherwise_is_refused_by_its_half_alone(
         monkeypatch.setattr(module, "rank", rank)
 
     off_by(0.2)                         # another type of weights, another device
-    load(own_world, "llm-golden")
+    own_world.load("llm-golden")
     for amount in (0.3, -0.3, float("nan")):
         off_by(amount)
-        load(own_world, "llm-golden", with_llm=False)
+        own_world.load("llm-golden", with_llm=False)
         with pytest.raises(ReleaseError, match=r"golden request 0.*llm logits are"):
-            load(own_world, "llm-golden")
+            own_world.load("llm-golden")
 
 
 def test_a_fusion_that_answers_otherwise_is_refused(
@@ -132,7 +125,7 @@ def test_a_fusion_that_answers_otherwise_is_refused(
 ) -> None:
     requests = asked(own_world, "fusion-plain", seed=3)
     own_world.publish("fusion-golden", seed=3, golden=as_json(requests))
-    weights = load(own_world, "fusion-golden").fusion
+    weights = own_world.load("fusion-golden").fusion
     combine = Fusion.combine
     for off, is_refused in ((0.1, False), (0.13, True)):       # 0.7 * 0.02 + 0.4 * 0.25 + 0.001
         assert (weights.crm_weight, weights.llm_weight) == (0.7, 0.4)
@@ -141,9 +134,9 @@ def test_a_fusion_that_answers_otherwise_is_refused(
         )
         if is_refused:
             with pytest.raises(ReleaseError, match="score logits are"):
-                load(own_world, "fusion-golden")
+                own_world.load("fusion-golden")
         else:
-            load(own_world, "fusion-golden")
+            own_world.load("fusion-golden")
 
 
 def test_an_answer_without_the_language_model_that_had_one_is_refused(
@@ -152,9 +145,9 @@ def test_an_answer_without_the_language_model_that_had_one_is_refused(
     requests = asked(own_world, "silent-plain", seed=3)
     own_world.publish("silent", seed=3, golden=as_json(requests))
     monkeypatch.setattr("engine.recommender.ranking._read", lambda *a: None)
-    load(own_world, "silent", with_llm=False)
+    own_world.load("silent", with_llm=False)
     with pytest.raises(ReleaseError, match="llm logits are missing"):
-        load(own_world, "silent")
+        own_world.load("silent")
 
 
 def test_where_no_prompt_can_be_built_the_other_scores_are_kept(
@@ -165,15 +158,15 @@ def test_where_no_prompt_can_be_built_the_other_scores_are_kept(
         requests = asked(own_world, "no-prompt-plain", seed=3)
         assert [request.llm for request in requests] == [None] * 3
         own_world.publish("no-prompt", seed=3, golden=as_json(requests))
-        load(own_world, "no-prompt")
-        load(own_world, "no-prompt", with_llm=False)
+        own_world.load("no-prompt")
+        own_world.load("no-prompt", with_llm=False)
 
 
 def test_scores_that_are_no_numbers_make_no_release(
     own_world: TinyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_world.publish("nan", seed=5)
-    release = load(own_world, "nan")
+    release = own_world.load("nan")
     assert release.language is not None
     monkeypatch.setattr(Readout, "forward", all_nan)
     with pytest.raises(ReleaseError, match="'nan' answers a history of 1 popular items with"):
@@ -189,7 +182,7 @@ def test_a_catalogue_of_three_items_is_enough(tmp_path: Path) -> None:
     requests = asked(world, "small")
     assert all(len(request.candidates) == 3 for request in requests)
     world.publish("small-golden", golden=as_json(requests))
-    load(world, "small-golden")
+    world.load("small-golden")
 
 
 def test_a_file_of_another_version_is_refused_by_name(own_world: TinyWorld) -> None:
@@ -197,7 +190,7 @@ def test_a_file_of_another_version_is_refused_by_name(own_world: TinyWorld) -> N
     own_world.publish("format", golden=[{**requests[0], "answer": 1}])
     reason = r"golden\.json is not of this version: 0\.answer: "
     with pytest.raises(ReleaseFormatError, match=reason):
-        load(own_world, "format")
+        own_world.load("format")
 
 
 def test_requests_survive_their_file(own_world: TinyWorld, tmp_path: Path) -> None:

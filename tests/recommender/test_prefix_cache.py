@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from engine.models.attention import PrefixStates
 from engine.recommender.language import Reading, score_readings
-from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache, PrefixKey
 from engine.recommender.ranking import rank
 from engine.recommender.release import LoadedRelease
@@ -62,9 +61,7 @@ def two(world: TinyWorld) -> tuple[LoadedRelease, LoadedRelease]:
     found = []
     for seed in (1, 2):
         world.publish(f"cached-{seed}", seed=seed)
-        found.append(load_release(
-            world.registry, f"cached-{seed}", model_cache="", device="cpu"
-        ))
+        found.append(world.load(f"cached-{seed}"))
     return found[0], found[1]
 
 

@@ -18,7 +18,6 @@ from engine.recommender.language import (
     score_readings,
     tokens_to_read,
 )
-from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import RankTask, rank, rank_popular, score_crm
 from engine.recommender.release import LoadedRelease
@@ -37,7 +36,7 @@ def any_release(request: pytest.FixtureRequest, world: TinyWorld) -> LoadedRelea
     gate, scope = request.param
     release_id = f"{gate.value}-{scope.value}"
     world.publish(release_id, gate=gate, scope=scope)
-    return load_release(world.registry, release_id, model_cache="", device="cpu")
+    return world.load(release_id)
 
 
 def task_of(world: TinyWorld, place: int, **change: object) -> RankTask:

@@ -7,16 +7,9 @@ from engine import storage
 from engine.config import RetrievalConfig
 from engine.errors import ChecksumError, ReleaseError, ReleaseNotFoundError
 from engine.recommender.loading import load_release
-from engine.recommender.release import LoadedRelease
 from engine.retrieval.cells import CellIndex
 from engine.retrieval.index import ExactIndex
 from tests.tiny_release import TinyWorld, tiny_world
-
-
-def load(world: TinyWorld, release_id: str, *, with_llm: bool = True) -> LoadedRelease:
-    return load_release(
-        world.registry, release_id, model_cache="", device="cpu", with_llm=with_llm
-    )
 
 
 @pytest.fixture
@@ -35,15 +28,15 @@ def test_every_file_of_a_release_is_verified_by_both_halves(own_world: TinyWorld
         (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         for with_llm in (True, False):
             with pytest.raises(ChecksumError, match=name.replace(".", r"\.")):
-                load(own_world, "r1", with_llm=with_llm)
+                own_world.load("r1", with_llm=with_llm)
         (folder / name).write_bytes(whole)
-    load(own_world, "r1")
+    own_world.load("r1")
 
 
 def test_a_release_without_its_manifest_is_not_there(own_world: TinyWorld) -> None:
     (Path(own_world.registry.folder("r1")) / "manifest.json").unlink()
     with pytest.raises(ReleaseNotFoundError, match="'r1'"):
-        load(own_world, "r1")
+        own_world.load("r1")
 
 
 def test_another_base_model_is_refused_by_the_half_that_needs_it(own_world: TinyWorld) -> None:
@@ -51,21 +44,21 @@ def test_another_base_model_is_refused_by_the_half_that_needs_it(own_world: Tiny
     values = json.loads(config.read_text())
     config.write_text(json.dumps({**values, "rms_norm_eps": 0.5}))
     with pytest.raises(ReleaseError, match=r"config\.json"):
-        load(own_world, "r1")
-    load(own_world, "r1", with_llm=False)
+        own_world.load("r1")
+    own_world.load("r1", with_llm=False)
 
 
 def test_a_bank_that_learned_from_other_prompts_is_refused_by_the_half_that_reads_them(
     own_world: TinyWorld,
 ) -> None:
-    language = load(own_world, "r1").language
+    language = own_world.load("r1").language
     assert language is not None
     for release_id, digest in (("same", language.prompts.digest()), ("other", "ff" * 32)):
         own_world.publish(release_id, template_sha256=digest)
-    load(own_world, "same")
-    load(own_world, "other", with_llm=False)
+    own_world.load("same")
+    own_world.load("other", with_llm=False)
     with pytest.raises(ReleaseError, match="prompts"):
-        load(own_world, "other")
+        own_world.load("other")
 
 
 def test_a_bank_of_another_crm_is_refused(
@@ -73,7 +66,7 @@ def test_a_bank_of_another_crm_is_refused(
 ) -> None:
     monkeypatch.setattr("tests.tiny_release.CRM_KEY", "ffffffffffff")
     own_world.publish("r2")
-    load(own_world, "r2")
+    own_world.load("r2")
     bank = Path(own_world.root) / "parts/r2/bank/bank.json"
     values = json.loads(bank.read_text())
     assert values["crm_key"] == "ffffffffffff"
@@ -86,7 +79,7 @@ def test_a_bank_of_another_crm_is_refused(
     config = storage.read_json(storage.join(own_world.registry.folder("r2"), "config.json"))
     own_world.registry.publish("r3", files, {**facts["facts"], "config": config})
     with pytest.raises(ReleaseError, match="trained under CRM '0123456789ab'"):
-        load(own_world, "r3")
+        own_world.load("r3")
 
 
 def test_a_large_catalogue_is_indexed_when_it_is_loaded(own_world: TinyWorld) -> None:
@@ -96,4 +89,4 @@ def test_a_large_catalogue_is_indexed_when_it_is_loaded(own_world: TinyWorld) ->
             retrieval=RetrievalConfig(exact_items=exact_items),
         )
         assert type(loaded.item_index) is kind
-    assert type(load(own_world, "r1", with_llm=False).item_index) is ExactIndex
+    assert type(own_world.load("r1", with_llm=False).item_index) is ExactIndex

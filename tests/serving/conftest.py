@@ -12,11 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from engine.state.database import open_database
-from engine.state.histories import PastEvent, seed
 from jobs import promote
+from tests.serve_config import local_serve_config
 from tests.tiny_release import TinyWorld, tiny_world
 
 REPO = Path(__file__).resolve().parents[2]
@@ -79,34 +78,20 @@ def free_port() -> int:
 
 def local_config(world: TinyWorld, database_url: str, port: int) -> dict[str, Any]:
     """Return serve_configs/local.yaml with the tests' paths, port and limits."""
-    config: dict[str, Any] = yaml.safe_load((REPO / "serve_configs/local.yaml").read_text())
+    config = local_serve_config(
+        world.registry_root, database_url=database_url, model_cache=str(world.root), device="cpu",
+        threads=1, max_events=50,
+        ranking={"max_candidates": 30, "llm_candidates": 6, "max_k": 20, "max_history": 60},
+        retrieval={"exact_items": 20},          # of 40: by cells, in every process alike
+    )
     config["http_options"]["port"] = port
-    application = config["applications"][0]
-    application["logging_config"] = {"encoding": "JSON"}    # as in prod.yaml
-    application["args"] |= {
-        "database_url": database_url, "model_cache": str(world.root), "device": "cpu",
-        "threads": 1, "max_events": 50,
-        "ranking": {"max_candidates": 30, "llm_candidates": 6, "max_k": 20, "max_history": 60},
-        "retrieval": {"exact_items": 20},       # of 40: by cells, in every process alike
-    }
-    for deployment in application["deployments"]:
-        if "user_config" in deployment:
-            deployment["user_config"] = {"registry": world.registry_root, "change": 1}
+    config["applications"][0]["logging_config"] = {"encoding": "JSON"}      # as in prod.yaml
     return config
 
 
 def seed_histories(world: TinyWorld, database_url: str) -> None:
     engine = open_database(database_url)
-    seed(engine, (
-        (user_id, [
-            PastEvent(world.catalogue.item_ids[item], time_s, rating, label)
-            for item, time_s, rating, label in zip(
-                history.items.tolist(), history.timestamps_s.tolist(),
-                history.ratings.tolist(), history.labels.tolist(), strict=True,
-            )
-        ])
-        for user_id, history in world.histories.items()
-    ))
+    world.seed(engine)
     engine.dispose()
 
 

@@ -12,7 +12,6 @@ from ray.exceptions import RayActorError
 from engine.config import ServingConfig
 from engine.errors import UnknownItemError
 from engine.recommender.feed import Feed
-from engine.recommender.loading import load_release
 from engine.recommender.lookup import Found, Query
 from engine.recommender.ranking import Ranking
 from engine.serving.access import Access
@@ -263,7 +262,7 @@ def test_where_the_crm_fails_popular_items_are_answered(
 ) -> None:
     world = tiny_world(tmp_path)
     world.publish("r1")
-    release = load_release(world.registry, "r1", model_cache="", device="cpu", with_llm=False)
+    release = world.load("r1", with_llm=False)
     retriever = object.__new__(Retriever.func_or_class)     # type: ignore[attr-defined]
     retriever.config = ServingConfig()
     retriever.database = open_database(f"sqlite:///{tmp_path}/state.db")

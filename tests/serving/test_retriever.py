@@ -13,7 +13,6 @@ from engine.config import ServingConfig
 from engine.data.catalogue import Catalogue
 from engine.errors import UnknownItemError
 from engine.recommender.feed import Feed
-from engine.recommender.loading import load_release
 from engine.recommender.lookup import Found, Query
 from engine.releases.experiment import Experiment
 from engine.serving.groups import Groups
@@ -38,10 +37,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ))
     world.publish("small")
     larger.publish("large")
-    return {
-        name: load_release(world.registry, name, model_cache="", device="cpu", with_llm=False)
-        for name in ("small", "large")
-    }
+    return {name: world.load(name, with_llm=False) for name in ("small", "large")}
 
 
 @pytest.fixture

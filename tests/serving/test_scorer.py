@@ -12,7 +12,6 @@ from engine.config import ServingConfig
 from engine.models.text_encoder import BaseModelEncoder
 from engine.recommender import feed
 from engine.recommender.feed import Embedded, Embedder
-from engine.recommender.loading import load_release
 from engine.recommender.prefix_cache import PrefixCache
 from engine.recommender.ranking import Ranking, RankTask, rank
 from engine.recommender.release import LoadedRelease
@@ -35,10 +34,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 def releases(world: TinyWorld) -> list[LoadedRelease]:
     for seed, release_id in enumerate(("r1", "r2")):
         world.publish(release_id, seed=seed)
-    return [
-        load_release(world.registry, release_id, model_cache="", device="cpu")
-        for release_id in ("r1", "r2")
-    ]
+    return [world.load(release_id) for release_id in ("r1", "r2")]
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from engine.stages.collected import collect, collect_day, source_of
 from engine.state.database import open_database
 from engine.state.deletions import delete_user
 from engine.state.events import Event, append
-from engine.state.histories import PastEvent, seed
 from engine.state.items import SentItem, put_items
 from engine.state.profiles import put_profiles
 from jobs import collect as job
@@ -40,14 +39,7 @@ def url(tmp_path: Path) -> str:
 def database(world: TinyWorld, url: str) -> Any:
     """The histories, as a service is seeded with them."""
     engine = open_database(url)
-    seed(engine, (
-        (user_id, [PastEvent(*row) for row in zip(
-            (world.catalogue.item_ids[item] for item in history.items),
-            history.timestamps_s.tolist(), history.ratings.tolist(), history.labels.tolist(),
-            strict=True,
-        )])
-        for user_id, history in world.histories.items()
-    ))
+    world.seed(engine)
     yield engine
     engine.dispose()
 

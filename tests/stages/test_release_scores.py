@@ -14,7 +14,6 @@ from engine.data.schema import part_name, users_schema
 from engine.data.splits import write_timeline
 from engine.errors import DataError, PromptError
 from engine.recommender.candidates import Filters
-from engine.recommender.loading import load_release
 from engine.stages import release_scores
 from engine.stages.exam import Examined, read_titles, set_exam, unseen_period
 from engine.stages.recommendations import Ask, recommend_batch
@@ -138,7 +137,7 @@ def test_lists_of_ratings_are_what_is_recommended_at_that_moment(
         ])
         for row in chosen if (whole := world.histories[row["user_id"]])
     ])
-    release = load_release(world.registry, "r1", model_cache="", device="cpu")
+    release = world.load("r1")
     ask = Ask(world.registry_root, "r1", serving, 12, Filters(exclude_seen=True))
     rankings = recommend_batch(release, database, ask, [row["user_id"] for row in chosen])
     for row, ranking in zip(chosen, rankings, strict=True):
