@@ -123,7 +123,7 @@ def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(first: W
     held = world.night(1)
     assert held.kind is EntryKind.HELD
     assert held.release_id is not None
-    assert any("log loss" in reason for reason in held.reasons)
+    assert any("log_loss" in reason for reason in held.reasons)
     assert world.live() == world.base_id
     again = world.nights(1, 2)
     assert (again.since_s, again.parent_id) == (0, world.base_id)
