@@ -19,7 +19,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=# else every process compiles anew what COMPILE left out
 
-.PHONY: demo test test-serving test-ray test-rest train results results-quick serve install fetch lint docs constraints clean
+.PHONY: demo test test-serving test-ray test-rest train results results-quick nights serve install fetch lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
@@ -50,6 +50,9 @@ results: $(INSTALLED) $(FETCHED) $(PEERS)   ## docs/results.md: hours; stopped, 
 results-quick: $(INSTALLED) $(FETCHED)  ## a short form of the results, printed
 	$(QUALITY)/quick.yaml --out runs/quality/quick/results
 	$(RUN) benchmarks.quality.page --quick runs/quality/quick/results
+
+nights: $(INSTALLED) $(FETCHED)         ## MovieLens-100K: a first release, then five nights; minutes
+	$(RUN) benchmarks.nights --plan benchmarks/nights/short.yaml
 
 serve: $(INSTALLED) $(FETCHED)          ## the live release on http://127.0.0.1:8000
 	$(BIN)/serve run serve_configs/local.yaml

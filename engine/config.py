@@ -500,6 +500,11 @@ class NightConfig(Section):
 
     roles: RolesConfig = Field(default=RolesConfig())
     promotion: PromotionConfig = Field(default=PromotionConfig())
+    learn: Literal["all", "crm"] = Field(default="all")
+    """`crm`: bank and gates stay as they are, and read the new CRM's states."""
+    from_scratch: bool = Field(default=False)
+    """Whether CRM and bank begin anew, at the settings of a whole training, on all rows of their
+    roles: what a night costs is no longer in proportion to the day."""
     judge_days: int = Field(default=14, ge=1)
     """Newest days whose rows judge."""
     judge_rows: int = Field(default=1500, ge=1)
@@ -523,6 +528,8 @@ class NightConfig(Section):
     """Weight in the loss of the squared distances of the bank's A and B, gates and readout from the
     live release's, each divided by the square of what is there: a weight of 1 costs 0.01 where all
     four have moved by 5%. Needs ZeRO stage 0, 1 or 2."""
+    lease_s: float = Field(default=120.0, ge=1)
+    """How long after a night's process was killed no other one may begin."""
     keep_layers: int = Field(default=7, ge=1)
     """Versions of the histories that lie upon one another before all are written anew; what deleted
     users left is gone from the files then."""
@@ -592,9 +599,12 @@ class EngineConfig(Section):
         return self
 
     def at_night(self) -> "EngineConfig":
-        """Return the settings of a night's sample: fewer slates, and no reference scores."""
+        """Return the settings of a night's sample: no reference scores and, unless all begins anew,
+        fewer slates.
+        """
+        slates = self.adapters.max_slates if self.night.from_scratch else self.night.max_slates
         return self.model_copy(update={
-            "adapters": self.adapters.model_copy(update={"max_slates": self.night.max_slates}),
+            "adapters": self.adapters.model_copy(update={"max_slates": slates}),
             "evaluation": self.evaluation.model_copy(update={"references": ()}),
         })
 

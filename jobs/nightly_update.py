@@ -110,7 +110,8 @@ def run(
     registry, database = Registry(config.run.registry), open_database(config.run.state)
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     try:
-        with leased(database, f"nights of {registry.root}", owner) as lease:
+        name = f"nights of {registry.root}"
+        with leased(database, name, owner, ttl_s=config.night.lease_s) as lease:
             opened = open_night(registry, database, until_s, events)
             start_ray()
             try:
@@ -167,7 +168,7 @@ def challenge(
     """Make a challenger of the day, and judge it."""
     from engine import storage
     from engine.releases.promotion import decide
-    from engine.stages.adapters import train_adapters
+    from engine.stages.adapters import carry_adapters, train_adapters
     from engine.stages.crm import score_crm, train_crm
     from engine.stages.extended_histories import extend_histories
     from engine.stages.interactions import service_deletions
@@ -191,18 +192,25 @@ def challenge(
             root, config, histories, day, end_s=end_s, deleted=deleted
         )
     item_text = extend_item_text(root, config, parent.item_text, parent.histories, histories)
-    rows = parent.rows_until(end_s, config.night.tune_days)
+    anew = config.night.from_scratch
+    rows_until = parent.all_rows_until if anew else parent.rows_until
+    rows = rows_until(end_s, config.night.tune_days)
     slates = build_night_slates(root, config, histories, rows)
-    for name in ("crm", "bank"):
-        if not slates.facts.get(f"{name}_rows"):
-            return _held(f"no new row trains the {name}", [histories, slates])
+    if not slates.facts.get("crm_rows"):
+        return _held("no new row trains the CRM", [histories, slates])
     popularity = count_popularity(root, config, histories, roles=roles)
     crm = train_crm(
-        root, tonight, histories, slates, item_text, parent=parent.crm, roles=roles
+        root, config, histories, slates, item_text, parent=None if anew else parent.crm,
+        roles=roles,
     )
     crm_scores = score_crm(root, config, histories, slates, item_text, crm)
     prompts = build_prompts(root, tonight, histories, slates, item_text)
-    bank = train_adapters(root, tonight, prompts, crm, crm_scores, parent=parent.bank)
+    if config.night.learn == "all" and slates.facts.get("bank_rows"):
+        bank = train_adapters(
+            root, tonight, prompts, crm, crm_scores, parent=None if anew else parent.bank
+        )
+    else:
+        bank = carry_adapters(root, parent.bank, crm)
     fusion = refit_fusion(root, tonight, parent, slates, prompts, crm_scores, bank, popularity)
     parts = Parts(histories, item_text, crm, bank, popularity, fusion, None)
     release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))

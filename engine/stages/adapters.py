@@ -25,7 +25,8 @@ from engine.training.anchor import names_by_part, square_of
 
 log = logging.getLogger(__name__)
 
-FILES = ("bank.safetensors", "bank.json", "curve.json")
+BANK_FACTS = "bank.json"
+FILES = ("bank.safetensors", BANK_FACTS, "curve.json")
 LEARNING = "learning.json"
 LEARNING_POINTS = 20
 TURNED = 3.0
@@ -65,6 +66,20 @@ def train_adapters(
     bank = make(run, "bank", settings, sources, write, version=VERSION)
     forget(bank.uri)
     return bank
+
+
+def carry_adapters(run: str, parent: Artifact, crm: Artifact) -> Artifact:
+    """Return the parent's bank, to be read under the states of another CRM: its child."""
+    def write(folder: str) -> Mapping[str, Any]:
+        for file in parent.files():
+            name = file.removeprefix(f"{parent.uri}/")
+            if name != BANK_FACTS:
+                storage.copy_file(file, storage.join(folder, name))
+        facts = storage.read_json(parent.path(BANK_FACTS))
+        storage.write_json(storage.join(folder, BANK_FACTS), {**facts, "crm_key": crm.key})
+        return {**parent.facts, "steps": 0, "training_tokens": 0}
+
+    return make(run, "bank", {"carried": True}, [crm, parent], write, version=VERSION)
 
 
 def night_settings(config: EngineConfig) -> EngineConfig:

@@ -1,6 +1,6 @@
 """The live release -> the artifacts that a night goes on from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from engine import storage
@@ -55,6 +55,11 @@ class Parent:
             self.roles, crm_since_s=self.timeline.t0_s, bank_since_s=self.timeline.t2_s,
             tune_since_s=max(self.roles.since_s, end_s - tune_days * DAY_S), end_s=end_s,
         )
+
+    def all_rows_until(self, end_s: int, tune_days: int) -> NightRows:
+        """Return what the rows are for where CRM and bank begin anew: none is old."""
+        rows = self.rows_until(end_s, tune_days)
+        return replace(rows, crm_since_s=self.timeline.start_s, bank_since_s=self.roles.since_s)
 
 
 def _open(run: str, kind: str, key: str, release_id: str) -> Artifact:

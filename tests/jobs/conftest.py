@@ -9,6 +9,7 @@ import yaml
 from engine.config import load_config
 from jobs import train_reclora
 from tests.generated import write_online_retail
+from tests.jobs.nights import World, first_world
 from tests.tiny_llama import tiny_base
 
 REPO = Path(__file__).resolve().parents[2]
@@ -37,6 +38,19 @@ def tiny_settings(folder: Path, base: dict[str, Any]) -> dict[str, Any]:
         "adapters": {"max_slates": 12, "batch_slates": 4, "threads_per_worker": 1},
         "evaluation": {"validation_rows": 60, "test_rows": 60, "bootstrap_draws": 100},
     }
+
+
+@pytest.fixture(scope="session")
+def first(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Return a first release and the days after it."""
+    folder = tmp_path_factory.mktemp("nights")
+    return first_world(folder, tiny_settings(folder, tiny_base(folder / "base").settings()))
+
+
+@pytest.fixture
+def world(first: World, tmp_path: Path) -> World:
+    """Return the world before its first night."""
+    return first.copy(tmp_path / "world")
 
 
 @pytest.fixture(scope="session")

@@ -1,98 +1,26 @@
 """Nights on a tiny model: what is promoted, what is held, and how one that was stopped ends."""
 
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
-from benchmarks.nights.days import Day, cut_days
+from benchmarks.live import copy_release
 from engine import storage
-from engine.config import EngineConfig, load_config
+from engine.config import EngineConfig
 from engine.data.layers import layer_names
-from engine.errors import ConfigError
+from engine.errors import ChecksumError, ConfigError, NightRunningError, ReleaseError
+from engine.releases.promotion import Decision, Verdict
 from engine.releases.registry import Registry
 from engine.stages import judgement
-from engine.stages.collected import source_of
-from engine.stages.interactions import import_data
+from engine.state import nights
 from engine.state.database import open_database
-from engine.state.nights import Entry, EntryKind, entries
-from jobs import nightly_update, train_reclora
-from tests.generated import write_recbole
-from tests.jobs.conftest import tiny_settings, write_config
-from tests.tiny_llama import tiny_base
-
-LENIENT = {"loss_margin": 5.0, "auc_margin": 1.0, "slice_loss_margin": 5.0,
-           "max_calibration_error": 1.0, "min_users": 1}
-
-
-@dataclass(frozen=True)
-class World:
-    """A first release, and the days after it."""
-
-    folder: Path
-    config: EngineConfig
-    days: list[Day]
-    base_id: str
-
-    def copy(self, folder: Path, **night: Any) -> "World":
-        """Return the world before its first night, as if nothing had happened in another one."""
-        shutil.copytree(self.folder, folder)
-        values = self.config.settings()
-        values["run"] |= {
-            "root": str(folder / "run"), "registry": str(folder / "releases"),
-            "state": f"sqlite:///{folder / 'state.db'}",
-        }
-        values["night"] |= night
-        config = EngineConfig.model_validate(values)
-        return World(folder, config, self.days, self.base_id)
-
-    def night(self, number: int) -> Entry:
-        """Spend a night."""
-        return self.nights(number, number)
-
-    def nights(self, first: int, last: int) -> Entry:
-        """Spend one night on several days."""
-        days = self.days[first : last + 1]
-        return nightly_update.run(
-            self.config, until_s=days[-1].end_s, events=[day.folder for day in days]
-        )
-
-    def live(self) -> str:
-        return Registry(self.config.run.registry).live().release_id
-
-    def ledger(self) -> list[Entry]:
-        database = open_database(str(self.config.run.state))
-        try:
-            return entries(database)
-        finally:
-            database.dispose()
-
-
-@pytest.fixture(scope="session")
-def first(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Return a world whose first release learned 60% of the events."""
-    folder = tmp_path_factory.mktemp("nights")
-    values = tiny_settings(folder, tiny_base(folder / "base").settings())
-    values["source"] = {"path": write_recbole(folder / "data", users=60, items=80, events=1800)}
-    values["run"]["state"] = None
-    values["night"] = {
-        "max_slates": 8, "judge_rows": 80, "judge_days": 40, "min_tune_rows": 10,
-        "roles": {"judge": 0.3, "tune": 0.1, "bank": 0.25}, "promotion": LENIENT,
-    }
-    config = load_config(str(write_config(folder, values)))
-    interactions = import_data(str(folder / "whole"), config)
-    days = cut_days(str(folder / "whole"), interactions, [0.6, 0.75, 0.9, 1.0])
-    config = config.model_copy(update={"source": source_of(config.source, days[0].folder)})
-    outcome = train_reclora.run(config)
-    return World(folder, config, days, outcome.release_id)
-
-
-@pytest.fixture
-def world(first: World, tmp_path: Path) -> World:
-    """Return the world before its first night."""
-    return first.copy(tmp_path / "world")
+from engine.state.leases import leased
+from engine.state.nights import Entry, EntryKind
+from jobs import nightly_update
+from jobs.nightly_update import Challenge, decide_live
+from tests.jobs.nights import LENIENT, World
 
 
 @pytest.mark.slow
@@ -137,7 +65,7 @@ def test_a_night_that_was_stopped_ends_in_the_same_release(
 ) -> None:
     whole = first.copy(tmp_path / "whole").night(1)
 
-    def stop(*_: Any, **__: Any) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -145,7 +73,17 @@ def test_a_night_that_was_stopped_ends_in_the_same_release(
         with pytest.raises(KeyboardInterrupt):
             world.night(1)
     assert world.live() == world.base_id
+    record = nights.append
+
+    def stop_at_the_end(engine: Engine, entry: Entry) -> Entry:
+        return stop() if entry.kind is EntryKind.PROMOTED else record(engine, entry)
+
     day = world.days[2]         # whoever calls again names other bounds: the night keeps its own
+    with monkeypatch.context() as patch:
+        patch.setattr(nights, "append", stop_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            nightly_update.run(world.config, until_s=day.end_s, events=[day.folder])
+    assert world.live() == whole.release_id         # and the ledger does not know it yet
     ended = nightly_update.run(world.config, until_s=day.end_s, events=[day.folder])
     assert ended.kind is EntryKind.PROMOTED
     assert (ended.until_s, ended.release_id) == (whole.until_s, whole.release_id)
@@ -164,8 +102,68 @@ def test_a_day_without_events_is_held(world: World, tmp_path: Path) -> None:
     assert (ended.kind, ended.reasons) == (EntryKind.HELD, ("no event came in",))
 
 
+def test_a_corrupted_live_release_ends_the_night_and_the_ledger_says_why(world: World) -> None:
+    folder = Registry(world.config.run.registry).folder(world.base_id)
+    storage.write_bytes(f"{folder}/bank/bank.safetensors", b"nothing")
+    with pytest.raises(ChecksumError, match=r"bank\.safetensors"):
+        world.night(1)
+    [_, failed] = world.ledger()
+    assert failed.kind is EntryKind.FAILED
+    assert "bank.safetensors" in failed.reasons[0]
+    assert world.live() == world.base_id
+
+
+def test_two_nights_never_run_at_once(world: World) -> None:
+    database = open_database(str(world.config.run.state))
+    name = f"nights of {Registry(world.config.run.registry).root}"
+    with leased(database, name, "the other"), pytest.raises(NightRunningError, match="the other"):
+        world.night(1)
+    database.dispose()
+    assert not world.ledger()
+
+
+def test_nothing_is_promoted_where_another_release_became_live_meanwhile(world: World) -> None:
+    registry = Registry(world.config.run.registry)
+    for name in ("challenger", "other"):
+        copy_release(registry, world.base_id, registry, name)
+    made = Challenge("challenger", Decision(Verdict.PROMOTE, ("better",)), [])
+    registry.promote("other")
+    with pytest.raises(ReleaseError, match="'other' became live"):
+        decide_live(registry, world.base_id, made)
+    assert world.live() == "other"
+    registry.promote(world.base_id)
+    assert decide_live(registry, world.base_id, made) is EntryKind.PROMOTED
+    assert world.live() == "challenger"
+
+
+def test_a_night_goes_on_with_the_model_of_its_parent(world: World) -> None:
+    values = world.config.settings()
+    values["bank"]["rank"] = 3
+    with pytest.raises(ConfigError, match="bank is"):
+        nightly_update.run(EngineConfig.model_validate(values), until_s=world.days[1].end_s)
+    values = world.config.settings()
+    values["run"]["root"] += "-elsewhere"
+    with pytest.raises(ReleaseError, match=r"run\.root"):
+        nightly_update.run(EngineConfig.model_validate(values), until_s=world.days[1].end_s)
+
+
 def test_a_night_needs_a_ledger(world: World) -> None:
     values = world.config.settings()
     values["run"]["state"] = None
     with pytest.raises(ConfigError, match=r"run\.state"):
         nightly_update.run(EngineConfig.model_validate(values))
+
+
+@pytest.mark.slow
+def test_the_bank_may_stay_as_it_is(first: World, tmp_path: Path) -> None:
+    world = first.copy(tmp_path / "world", learn="crm")
+    ended = world.night(1)
+    assert ended.kind is EntryKind.PROMOTED, ended.reasons
+    registry = Registry(world.config.run.registry)
+    one, other = (
+        storage.read_tensors(f"{registry.folder(str(each))}/bank/bank.safetensors")
+        for each in (ended.release_id, world.base_id)
+    )
+    assert all((one[name] == other[name]).all() for name in other)
+    facts = registry.verify(str(ended.release_id)).facts
+    assert facts.crm_key != registry.verify(world.base_id).facts.crm_key
