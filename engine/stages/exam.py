@@ -114,8 +114,10 @@ def set_exam(
     titles = read_titles(histories.path("items.parquet"))
     _check_data(histories, titles, releases)
     first = releases[0]
-    cuts_s = [min(cut_s, period.start_s) for cut_s in (first.timeline.t0_s, first.timeline.t1_s)]
-    timeline = Timeline(first.timeline.start_s, *cuts_s, period.start_s, period.end_s)
+    t0_s, t1_s = (
+        min(cut_s, period.start_s) for cut_s in (first.timeline.t0_s, first.timeline.t1_s)
+    )
+    timeline = Timeline(first.timeline.start_s, t0_s, t1_s, period.start_s, period.end_s)
     is_known_I = np.array([False, *(
         all(item_id in each.titles for each in releases) for item_id in titles
     )])
