@@ -24,6 +24,7 @@ from engine.config import EngineConfig, at_home, load_config
 from engine.errors import ConfigError, DataError, EmptySourceError, EngineError, ReleaseError
 from jobs.evaluate import read_moment
 from jobs.exit_code import exit_code
+from jobs.promote import add_service_options, check_registry, read_details, tell
 from jobs.train_reclora import read_settings
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class Challenge:
 
         found = self.report and storage.read_json(self.report.path("report.json"))
         return {
-            "artifacts": {each.kind: each.key for each in self.made},
+            "artifacts": [[each.kind, each.key] for each in self.made],
             "facts": {each.kind: dict(each.facts) for each in self.made},
+            "seconds": [[each.kind, each.manifest()["seconds"]] for each in self.made],
             "report": self.report and self.report.uri, "difference": found and difference_of(found),
             "code": code_version(),
         }
@@ -77,14 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--events", nargs="+", metavar="FOLDER",
         help="folders of new events, oldest first, instead of the service's database",
     )
-    options = parser.parse_args(arguments)
-    return exit_code(
-        lambda: describe(run(
-            load_config(options.config, read_settings(options.set)),
-            until_s=read_moment(options.until, "--until"),
-            events=options.events and [at_home(folder) for folder in options.events],
-        ))
+    add_service_options(parser)
+    return exit_code(spend, parser.parse_args(arguments))
+
+
+def spend(options: argparse.Namespace) -> None:
+    """Run the night and, if its release became live, tell the running application."""
+    config = load_config(options.config, read_settings(options.set))
+    if options.address:
+        check_registry(read_details(options.address), config.run.registry)
+    ended = run(
+        config, until_s=read_moment(options.until, "--until"),
+        events=options.events and [at_home(folder) for folder in options.events],
     )
+    describe(ended)
+    if options.address and ended.kind == "promoted":
+        tell(options, ended.release_id, hint=f"promote {ended.release_id!r} again")
+        print(f"every replica answers from {ended.release_id}")
 
 
 def run(
@@ -92,9 +103,9 @@ def run(
 ) -> "Entry":
     """Run a night; return how it ended, as the ledger has it.
 
-    events: folders of what came in since the live release, those of nights that were held among
-    them; None: the service's database knows. until_s: the end, exclusive. Raises NightRunningError
-    if another night runs, and what failed, which the ledger then names.
+    events: folders of what came in; those of nights since the live release that were held or failed
+    are taken again. None: the service's database knows. until_s: the end, exclusive. Raises
+    NightRunningError if another night runs, and what failed, which the ledger then names.
     """
     from engine import storage  # --help needs none of these
     from engine.releases.registry import Registry
@@ -110,16 +121,18 @@ def run(
     registry, database = Registry(config.run.registry), open_database(config.run.state)
     owner = f"{socket.gethostname()}, process {os.getpid()}"
     try:
-        name = f"nights of {registry.root}"
-        with leased(database, name, owner, ttl_s=config.night.lease_s) as lease:
+        with leased(database, "nights", owner, ttl_s=config.night.lease_s) as lease:
             opened = open_night(registry, database, until_s, events)
+            if opened.kind is not EntryKind.OPENED:         # it was promoted, and then stopped
+                return opened
             start_ray()
             try:
                 made = challenge(registry, config, opened)
                 lease.check()
                 kind = decide_live(registry, opened.parent_id, made)
-            except (EngineError, OSError) as error:
-                append(database, opened.ended(EntryKind.FAILED, [str(error)], {}))
+            except Exception as error:      # of whatever kind: the next night is a new one
+                reason = str(error) if isinstance(error, EngineError) else repr(error)
+                append(database, opened.ended(EntryKind.FAILED, [reason], {}))
                 write_nights(storage.absolute(config.run.root), entries(database))
                 raise
             named = replace(opened, release_id=made.release_id)
@@ -135,31 +148,68 @@ def open_night(
     events: Sequence[str] | None,
 ) -> "Entry":
     """Return the beginning of this night: that of one that was interrupted, with its bounds and
-    events, or a new one.
+    events, or a new one. One whose release is live, though its end is not recorded, gets this end.
     """
-    from engine.stages.page import format_moment
-    from engine.state.histories import newest_bound
     from engine.state.nights import Entry, EntryKind, append, unfinished, watermark_of
 
-    live = registry.live().release_id
-    begun = unfinished(database)
-    if begun is not None:
-        if begun.parent_id in (live, registry.read_manifest(live).facts.parent_id):
-            log.info("night %d goes on, from %s", begun.night_id, begun.parent_id)
+    live, begun = registry.live().release_id, unfinished(database)
+    if begun is not None and begun.detail["registry"] == registry.root:
+        if begun.parent_id == live:
+            log.info("night %d goes on, from %s", begun.night_id, live)
             return begun
+        if begun.parent_id == registry.read_manifest(live).facts.parent_id:
+            child = replace(begun, release_id=live)
+            reason = "its release was live when it was stopped"
+            return append(database, child.ended(EntryKind.PROMOTED, [reason], {}))
         reason = f"it was interrupted, and meanwhile {live!r} became live"
         append(database, begun.ended(EntryKind.FAILED, [reason], {}))
     since_s = watermark_of(database, live) or 0
-    until_s = max(newest_bound(), since_s) if until_s is None else until_s
+    detail = {
+        "registry": registry.root,
+        "events": None if events is None else pending_folders(database, registry, since_s, events),
+    }
+    return append(database, Entry(
+        EntryKind.OPENED, live, since_s=since_s, until_s=end_of_day(until_s, since_s, events),
+        detail=detail,
+    ))
+
+
+def end_of_day(until_s: int | None, since_s: int, events: Sequence[str] | None) -> int:
+    """Return the end of a night's events; ConfigError where it cannot be the one asked for."""
+    from engine.stages.page import format_moment
+    from engine.state.histories import newest_bound
+
+    newest_s = newest_bound()
+    if until_s is None:
+        if events is not None:
+            raise ConfigError("--events needs --until: the end of the days in the folders")
+        return max(newest_s, since_s)
     if until_s < since_s:
         raise ConfigError(
             f"--until: {format_moment(until_s)} is before {format_moment(since_s)}, up to which "
-            f"release {live!r} has learned"
+            "the live release has learned"
         )
-    return append(database, Entry(
-        EntryKind.OPENED, live, since_s=since_s, until_s=until_s,
-        detail={"events": None if events is None else list(events)},
-    ))
+    if events is None and until_s > newest_s:
+        raise ConfigError(
+            f"--until: {format_moment(until_s)} is after {format_moment(newest_s)}, up to which "
+            "events are known to be stored"
+        )
+    return until_s
+
+
+def pending_folders(
+    database: "Engine", registry: "Registry", since_s: int, events: Sequence[str]
+) -> list[str]:
+    """Return the folders of the nights after the live release's, then those given; each once."""
+    from engine.state.nights import EntryKind, entries
+
+    begun = [
+        entry for entry in entries(database)
+        if entry.kind is EntryKind.OPENED and entry.detail["registry"] == registry.root
+        and (entry.until_s or 0) > since_s
+    ]
+    earlier = [folder for entry in begun for folder in entry.detail["events"] or ()]
+    return list(dict.fromkeys([*earlier, *events]))
 
 
 def challenge(
@@ -179,26 +229,31 @@ def challenge(
     from engine.stages.popularity import count_popularity
     from engine.stages.prompts import build_prompts
     from engine.stages.release import Descent, Parts, publish_release
+    from engine.state.events import MAX_AHEAD_S
 
-    root, end_s = storage.absolute(config.run.root), end_of(opened)
+    root, (_, end_s) = storage.absolute(config.run.root), opened.bounds_s
     parent = Parent.read(registry, opened.parent_id, root, config)
     roles, tonight = parent.roles, config.at_night()
     days = import_days(root, registry, config, opened)
     if not days:
         return _held("no event came in", [])
+    made = list(days)
     deleted, histories = service_deletions(config.run.state), parent.histories
     for day in days:
         histories = extend_histories(
-            root, config, histories, day, end_s=end_s, deleted=deleted
+            root, config, histories, day, end_s=end_s, deleted=deleted,
+            ahead_s=0 if opened.detail["events"] else MAX_AHEAD_S + 1,
         )
+        made.append(histories)
     item_text = extend_item_text(root, config, parent.item_text, parent.histories, histories)
     anew = config.night.from_scratch
     rows_until = parent.all_rows_until if anew else parent.rows_until
     rows = rows_until(end_s, config.night.tune_days)
-    slates = build_night_slates(root, config, histories, rows)
-    if not slates.facts.get("crm_rows"):
-        return _held("no new row trains the CRM", [histories, slates])
     popularity = count_popularity(root, config, histories, roles=roles)
+    slates = build_night_slates(root, config, histories, popularity, rows)
+    made += [item_text, popularity, slates]
+    if not slates.facts.get("crm_rows"):
+        return _held("no new row trains the CRM", made)
     crm = train_crm(
         root, config, histories, slates, item_text, parent=None if anew else parent.crm,
         roles=roles,
@@ -214,7 +269,7 @@ def challenge(
     fusion = refit_fusion(root, tonight, parent, slates, prompts, crm_scores, bank, popularity)
     parts = Parts(histories, item_text, crm, bank, popularity, fusion, None)
     release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))
-    made = [histories, slates, crm, bank]
+    made += [crm, crm_scores, prompts, bank, fusion]
     try:
         report = judge(root, config, histories, [release_id, opened.parent_id], roles, end_s)
     except DataError as error:
@@ -227,16 +282,6 @@ def _held(reason: str, made: "Sequence[Artifact]") -> Challenge:
     from engine.releases.promotion import Decision, Verdict
 
     return Challenge(None, Decision(Verdict.HOLD, (reason,)), made)
-
-
-def end_of(opened: "Entry") -> int:
-    """Return the time before which all events of a night are: those of a folder by their own time,
-    those of the service by that of receipt, which a client's clock may be ahead of.
-    """
-    from engine.state.events import MAX_AHEAD_S
-
-    _, until_s = opened.bounds_s
-    return until_s if opened.detail["events"] else until_s + MAX_AHEAD_S + 1
 
 
 def import_days(

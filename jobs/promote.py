@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what promote, rollback and experiment share."""
     parser.add_argument("--registry", default="runs/releases", help="folder or URI of the releases")
+    add_service_options(parser)
+
+
+def add_service_options(parser: argparse.ArgumentParser) -> None:
+    """Add what tells the running application."""
     parser.add_argument("--address", help="URL of the Ray dashboard; none: only write `live`")
     parser.add_argument(
         "--endpoint", default="http://127.0.0.1:8000", help="URL of the application"

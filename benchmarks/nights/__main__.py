@@ -60,8 +60,9 @@ def line_of(arm: str, night: Mapping[str, Any]) -> str:
     if after["minus_first"]:
         fused = after["minus_first"]["sample"]["fused"]["auc"]
         figures.append(f"fused minus the first release's {format_interval(fused, '+')}")
-    seconds = "" if night["seconds"] is None else f" in {night['seconds']:.0f} s"
-    return f"{arm}, night {night['night']}: {night['kind']}{seconds}; {'; '.join(figures)}"
+    seconds = sum(seconds for _, seconds in night.get("stage_seconds", ()))
+    spent = f", {seconds:.0f} s of stages" if seconds else ""
+    return f"{arm}, night {night['night']}: {night['kind']}{spent}; {'; '.join(figures)}"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Plan(Section):
     """Nights after it, of equally many events each."""
     end: float = Field(default=1.0, gt=0, le=1)
     """Share of all events, by time, at which the last day ends: the day after the last night."""
-    arms: dict[str, dict[str, Any]]
+    arms: dict[str, dict[str, Any] | None]
     """Name -> dotted names that differ in its nights; null: the first release stays."""
     rows: int = Field(default=1500, ge=1)
     """Rows (of whole users) of each next day that the language model scores."""

@@ -1,6 +1,5 @@
 """A plan's data -> a first release -> its nights, one way or another, measured the day after."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from engine.stages.histories import build_histories
 from engine.stages.interactions import import_data
 from engine.stages.judgement import compare
 from engine.state.database import open_database
-from engine.state.nights import Entry, EntryKind, entries, watermark_of
+from engine.state.nights import Entry, EntryKind, entries
 from jobs import nightly_update, train_reclora
 
 MODELS = ("crm_calibrated", "fused")
@@ -64,8 +63,9 @@ class Arm:
     def __init__(self, ground: Ground, name: str) -> None:
         plan = ground.plan
         self._ground, self.name = ground, name
+        self._is_frozen = plan.arms[name] is None
         self.config = plan.engine_config({
-            **plan.arms[name], "run.registry": _registry(plan, name),
+            **(plan.arms[name] or {}), "run.registry": _registry(plan, name),
             "run.state": f"sqlite:///{storage.join(ground.root, name)}.db",
         })
         self._registry = Registry(self.config.run.registry)
@@ -77,32 +77,17 @@ class Arm:
     def night(self, number: int) -> dict[str, Any]:
         """Return what came of a night, which is spent unless the ledger has it."""
         day = self._ground.days[number]
-        found = self._ended(day.end_s)
-        seconds = None
-        if found is None:
-            start_s = time.perf_counter()
-            found = nightly_update.run(
-                self.config, until_s=day.end_s, events=self._folders_until(number)
-            )
-            seconds = time.perf_counter() - start_s
+        if self._is_frozen:
+            return {"night": number, "kind": "frozen", "events": day.events}
+        found = self._ended(day.end_s) or nightly_update.run(
+            self.config, until_s=day.end_s, events=[day.folder]
+        )
         return {
             "night": number, "kind": found.kind.value, "release_id": found.release_id,
-            "reasons": list(found.reasons), "seconds": seconds,
+            "reasons": list(found.reasons), "stage_seconds": found.detail["seconds"],
             "training_tokens": found.detail["facts"].get("bank", {}).get("training_tokens", 0),
             "events": day.events,
         }
-
-    def _folders_until(self, number: int) -> list[str]:
-        """Return the folders of the days that the live release has not learned."""
-        since_s = max(self._ground.days[0].end_s, self._watermark())
-        return [day.folder for day in self._ground.days[1 : number + 1] if day.start_s >= since_s]
-
-    def _watermark(self) -> int:
-        database = open_database(self.config.run.state or "")
-        try:
-            return watermark_of(database, self._registry.live().release_id) or 0
-        finally:
-            database.dispose()
 
     def _ended(self, until_s: int) -> Entry | None:
         database = open_database(self.config.run.state or "")

@@ -62,8 +62,10 @@ class Roles:
         return cls(RolesConfig.model_validate(config), int(values["since_s"]))
 
     def counted(self, user_id: str, history: History) -> History:
-        """Return the events of a history that statistics may count: all but those of JUDGE."""
-        kept = self.of(user_id, history.timestamps_s) != Role.JUDGE
+        """Return the events of a history that statistics may count: those that train the CRM. A row
+        of another role is scored by it, and must not find itself counted.
+        """
+        kept = np.isin(self.of(user_id, history.timestamps_s), (Role.CRM, Role.OLD))
         return History(
             history.items[kept], history.ratings[kept], history.labels[kept],
             history.timestamps_s[kept],

@@ -101,22 +101,22 @@ def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
 
 def set_exam(
     out: str, histories: Artifact, releases: Sequence[Examined], period: Period, *, llm_rows: int,
-    roles: Roles | None = None,
+    roles: Roles | None = None, train_end_s: int | None = None,
 ) -> Artifact:
     """Return the artifact "exam".
 
     Labels, slates and seed are those of the first release. llm_rows: most rows (of whole users)
-    in the sample. roles: only the rows that judge are asked. Raises DataError if a release learned
-    from events of the period (or does not keep to the roles), no event is in it, or the histories
-    are of other data or labels than the releases.
+    in the sample. roles: only the rows that judge are asked. train_end_s: events before it make
+    items warm and users old, and weigh drawn negatives; by default the first release's T1. Raises
+    DataError if a release learned from events of the period (or does not keep to the roles), no
+    event is in it, or the histories are of other data or labels than the releases.
     """
     _check_period(period, releases, roles)
     titles = read_titles(histories.path("items.parquet"))
     _check_data(histories, titles, releases)
     first = releases[0]
-    t0_s, t1_s = (
-        min(cut_s, period.start_s) for cut_s in (first.timeline.t0_s, first.timeline.t1_s)
-    )
+    t1_s = min(first.timeline.t1_s if train_end_s is None else train_end_s, period.start_s)
+    t0_s = min(first.timeline.t0_s, t1_s)
     timeline = Timeline(first.timeline.start_s, t0_s, t1_s, period.start_s, period.end_s)
     is_known_I = np.array([False, *(
         all(item_id in each.titles for each in releases) for item_id in titles

@@ -41,21 +41,23 @@ from engine.types import Timeline
 
 def extend_histories(
     run: str, config: EngineConfig, parent: Artifact, interactions: Artifact, *,
-    end_s: int, deleted: Deletions,
+    end_s: int, deleted: Deletions, ahead_s: int = 0,
 ) -> Artifact:
-    """Return the artifact "histories" of the parent and the interactions before `end_s`.
+    """Return the artifact "histories" of the parent and the interactions before `end_s + ahead_s`.
 
-    An event that is known (user, item, time) is not taken again, a late one has its place in time.
-    `deleted` joins the deletions of the parent. Raises ConfigError if parent and day were imported
-    differently, DataError if the parent ends later, ArtifactError if it is not whole in this run.
+    The timeline is cut at `end_s`: what is later is new to the next night. An event that is known
+    (user, item, time) is not taken again, a late one has its place in time. `deleted` joins the
+    deletions of the parent. Raises ConfigError if parent and day were imported differently,
+    DataError if the parent ends later, ArtifactError if it is not whole in this run.
     """
     _check(run, config, parent, interactions, end_s)
     settings = {
-        "end_s": end_s, "keep_layers": config.night.keep_layers, **deleted.settings(),
+        "end_s": end_s, "ahead_s": ahead_s, "keep_layers": config.night.keep_layers,
+        **deleted.settings(),
     }
     write = partial(
         _write, config=config, parent=parent, interactions=interactions, end_s=end_s,
-        deleted=deleted,
+        deleted=deleted, ahead_s=ahead_s,
     )
     return artifacts.make(run, "histories", settings, [parent, interactions], write)
 
@@ -88,7 +90,7 @@ def _check(
 
 def _write(
     uri: str, *, config: EngineConfig, parent: Artifact, interactions: Artifact, end_s: int,
-    deleted: Deletions,
+    deleted: Deletions, ahead_s: int,
 ) -> dict[str, Any]:
     deleted = deleted.merged(read_deletions(parent.uri))
     layers = [split_folder(parent.uri)[1], *layer_names(parent.uri)]
@@ -100,7 +102,8 @@ def _write(
     new_items = _write_entities(uri, config, parent, interactions, deleted)
     before = read_timeline(parent.path("timeline.json"))
     day = _Day(
-        parent.uri, interactions.uri, end_s, max(before.t2_s, before.end_s), deleted, not layers
+        parent.uri, interactions.uri, end_s + ahead_s, max(before.t2_s, before.end_s), deleted,
+        not layers,
     )
     partitions = range(len(interactions.files("interactions/")))
     parts = map_partitions(partial(day.write_partition, uri), partitions)

@@ -40,7 +40,9 @@ def compare(
     """
     registry = Registry(config.run.registry)
     examined = [read_examined(registry, each) for each in release_ids]
-    exam = set_exam(run, histories, examined, period, llm_rows=rows, roles=roles)
+    exam = set_exam(
+        run, histories, examined, period, llm_rows=rows, roles=roles, train_end_s=period.start_s
+    )
     serving = ServingConfig(
         model_cache=config.base_model.cache, device=config.base_model.device,
         threads=config.adapters.threads_per_worker, ranking=RankingConfig(llm_candidates=0),

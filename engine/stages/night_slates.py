@@ -1,10 +1,10 @@
 """Histories and roles -> the slates of one night, partition by partition (Ray Data, kind "slates").
 
     new rows of each role          of users who have any
-    old rows, replayed             against forgetting: of one part of the users a night, in turn
+    old rows, replayed             against forgetting: of an eighth of the partitions, drawn anew
 
-A slate of a user, or of items, without newer events is likelier to be replayed. Cost: the time of
-each user's last event everywhere, the new rows, and every REPLAY_TURNS-th partition whole.
+A slate of a user, or of items, without newer events is likelier to be replayed. Cost: one pass over
+the histories, slates of the new rows, and of all rows of the partitions that are drawn.
 """
 
 from collections import Counter
@@ -23,43 +23,48 @@ from engine.config import EngineConfig
 from engine.data.layers import read_histories
 from engine.data.negatives import NegativeSampler
 from engine.data.roles import NightRows
-from engine.data.sampling import Offer, reach_rows, weighted_key
+from engine.data.sampling import Offer, reach_rows, sample_key, weighted_key
 from engine.data.schema import histories_of, part_name
 from engine.data.slates import Slate, slates_table
-from engine.data.splits import DAY_S, read_timeline
+from engine.models.popularity import FILE as POPULARITY
+from engine.models.popularity import Popularity
 from engine.stages.partitions import map_partitions
-from engine.stages.slates import SlateBuilder, count_items
+from engine.stages.slates import SlateBuilder
 from engine.types import History, IntArray, Window
 
-REPLAY_TURNS = 8
-"""Nights after which every user's old rows could have been replayed."""
+REPLAY_SHARE = 8
+"""One of so many partitions is drawn for a night's replay."""
 
 
 def build_night_slates(
-    run: str, config: EngineConfig, histories: Artifact, rows: NightRows
+    run: str, config: EngineConfig, histories: Artifact, popularity: Artifact, rows: NightRows
 ) -> Artifact:
-    """Return the artifact "slates": windows CRM, BANK and VALIDATION as `rows` says."""
+    """Return the artifact "slates": windows CRM, BANK and VALIDATION as `rows` says.
+
+    Negatives of implicit feedback are drawn by `popularity`, which counts no row that judges.
+    """
     settings = {
         **config.slates.settings(), "label": config.source.label.kind, "seed": config.run.seed,
         "rows": rows.to_json(), "replay": config.night.replay,
         "replay_weight": config.night.replay_weight,
     }
-    write = partial(_write, config=config, histories=histories, rows=rows)
-    return artifacts.make(run, "slates", settings, [histories], write)
+    write = partial(
+        _write, config=config, histories=histories, popularity=popularity, rows=rows
+    )
+    return artifacts.make(run, "slates", settings, [histories, popularity], write)
 
 
 def _write(
-    uri: str, *, config: EngineConfig, histories: Artifact, rows: NightRows
+    uri: str, *, config: EngineConfig, histories: Artifact, popularity: Artifact, rows: NightRows
 ) -> dict[str, Any]:
     partitions = range(len(histories.files("histories/")))
-    night = _Night(config, histories.uri, rows, _sampler(config, histories, partitions))
+    night = _Night(config, histories.uri, rows, _sampler(config, popularity))
     found = map_partitions(partial(night.write_new, uri), partitions)
     counts: Counter[str] = sum((count for count, _ in found), Counter())
     is_fresh_I = np.zeros(_num_items(histories) + 1, bool)
     for _, items in found:
         is_fresh_I[items] = True
-    turns = min(REPLAY_TURNS, len(partitions))
-    asked = [each for each in partitions if each % turns == rows.end_s // DAY_S % turns]
+    asked = _replayed(partitions, config.run.seed, rows.end_s)
     share = config.night.replay / (1 - config.night.replay)
     budgets = {
         window: round(share * counts[_name(window)]) for window in (Window.CRM, Window.BANK)
@@ -75,19 +80,21 @@ def _write(
     return {name: counts[name] for name in sorted(counts)}
 
 
+def _replayed(partitions: Sequence[int], seed: int, end_s: int) -> list[int]:
+    """Return the partitions whose old rows are looked at in the night that ends then."""
+    drawn = sorted(partitions, key=lambda number: sample_key(seed, f"{end_s}:{number}"))
+    return drawn[: -(-len(partitions) // REPLAY_SHARE)]
+
+
 def _num_items(histories: Artifact) -> int:
     return int(storage.read_table(histories.path("items.parquet"), ["item_id"]).num_rows)
 
 
-def _sampler(
-    config: EngineConfig, histories: Artifact, partitions: Sequence[int]
-) -> NegativeSampler | None:
+def _sampler(config: EngineConfig, popularity: Artifact) -> NegativeSampler | None:
     if config.source.label.kind != "implicit":
         return None
-    timeline = read_timeline(histories.path("timeline.json"))
-    return NegativeSampler.from_counts(
-        count_items(histories, timeline, partitions), config.slates
-    )
+    events_I = Popularity.load(popularity.path(POPULARITY)).events
+    return NegativeSampler.from_counts(events_I, config.slates)
 
 
 def _name(window: int) -> str:
@@ -143,7 +150,8 @@ class _Night:
         table = read_histories(self.histories, partition)
         for user_id, history in histories_of(active_since(table, since_s)).items():
             pairs += [(user_id, slate) for slate in builder.build(user_id, history)[0]]
-            items.append(history.items[history.timestamps_s >= rows.crm_since_s])
+            counted = rows.roles.counted(user_id, history)
+            items.append(counted.items[counted.timestamps_s >= rows.crm_since_s])
         return pairs, np.unique(np.concatenate(items))
 
     def _old(self, partition: int) -> Iterable[tuple[str, Slate, History]]:

@@ -26,7 +26,7 @@ def test_every_arm_of_every_plan_is_a_valid_configuration(
     monkeypatch.chdir(REPO)
     plan = read_plan(str(path))
     for arm in plan.arms.values():
-        plan.engine_config(arm)
+        plan.engine_config(arm or {})
 
 
 def _plan(folder: Path, **values: Any) -> str:
@@ -90,9 +90,9 @@ def test_a_night_is_one_line() -> None:
     interval = {"value": 0.7, "low": 0.6, "high": 0.8}
     after = {model: {"auc": interval} for model in ("crm_calibrated", "fused")}
     night = {
-        "night": 2, "kind": "held", "seconds": 61.4,
+        "night": 2, "kind": "held", "stage_seconds": [["crm", 41.2], ["bank", 20.2]],
         "day_after": {"sample": after, "minus_first": {"sample": after}},
     }
     line = line_of("nightly", night)
-    assert line.startswith("nightly, night 2: held in 61 s; crm_calibrated AUC 0.7000 [0.6000,")
+    assert line.startswith("nightly, night 2: held, 61 s of stages; crm_calibrated AUC 0.7000 [0.6")
     assert "minus the first release's +0.7000 [+0.6000, +0.8000]" in line

@@ -45,14 +45,14 @@ def test_a_row_has_the_same_role_alone_and_among_others(user_id: str, times: lis
     assert together.tolist() == alone
 
 
-def test_only_rows_that_judge_are_not_counted() -> None:
+def test_only_rows_of_the_crm_are_counted() -> None:
     times = np.arange(0, 300, 3) * DAY_S
     numbers = np.arange(len(times))
     history = History(numbers, numbers.astype(np.float32), numbers % 2, times)
     kept = ROLES.counted("u", history)
     roles = ROLES.of("u", times)
     assert set(roles.tolist()) == set(Role)
-    assert kept.items.tolist() == numbers[roles != Role.JUDGE].tolist()
+    assert kept.items.tolist() == numbers[(roles == Role.CRM) | (roles == Role.OLD)].tolist()
     assert kept.ratings.tolist() == kept.items.tolist()
     assert kept.labels.tolist() == (kept.items % 2).tolist()
     assert kept.timestamps_s.tolist() == (kept.items * 3 * DAY_S).tolist()

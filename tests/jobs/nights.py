@@ -41,15 +41,9 @@ class World:
         return World(folder, config, self.days, self.base_id)
 
     def night(self, number: int) -> Entry:
-        """Spend a night."""
-        return self.nights(number, number)
-
-    def nights(self, first: int, last: int) -> Entry:
-        """Spend one night on several days."""
-        days = self.days[first : last + 1]
-        return nightly_update.run(
-            self.config, until_s=days[-1].end_s, events=[day.folder for day in days]
-        )
+        """Spend the night of a day."""
+        day = self.days[number]
+        return nightly_update.run(self.config, until_s=day.end_s, events=[day.folder])
 
     def live(self) -> str:
         return Registry(self.config.run.registry).live().release_id

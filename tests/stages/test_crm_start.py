@@ -163,7 +163,7 @@ def test_rows_that_judge_are_never_counted_and_stay_in_histories(
         asked = {slate["user_id"] for slate in slates if slate["window"] == Window.CRM}
         table = storage.read_table(world.histories.path("histories", part))
         for user_id, history in histories_of(table).items():
-            counted = roles.of(user_id, history.timestamps_s) != Role.JUDGE
+            counted = np.isin(roles.of(user_id, history.timestamps_s), (Role.CRM, Role.OLD))
             np.add.at(events, history.items[counted], 1)
             users |= {user_id} if counted.any() else set()
             seen += len(history) * (user_id in asked)
