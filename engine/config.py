@@ -523,6 +523,11 @@ class NightConfig(Section):
     """Weight in the loss of the squared distances of the bank's A and B, gates and readout from the
     live release's, each divided by the square of what is there: a weight of 1 costs 0.01 where all
     four have moved by 5%. Needs ZeRO stage 0, 1 or 2."""
+    keep_releases: int | None = Field(default=7, ge=1)
+    """Newest releases that stay when a night has ended, with what they were made of; the live one,
+    the one before it and a challenger stay whatever their age. Other releases, and what nights and
+    trainings left in `run.root`, are deleted. null keeps everything, as it must where several
+    registries share one `run.root`."""
     keep_layers: int = Field(default=7, ge=1)
     """Versions of the histories that lie upon one another before all are written anew; what deleted
     users left is gone from the files then."""

@@ -102,15 +102,15 @@ def run(
     from engine.state.database import open_database
     from engine.state.leases import leased
     from engine.state.nights import EntryKind, append, entries
+    from jobs.forget import after_night
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
     if config.run.state is None:
         raise ConfigError("run.state is null: a night needs a database for its ledger")
     registry, database = Registry(config.run.registry), open_database(config.run.state)
-    owner = f"{socket.gethostname()}, process {os.getpid()}"
     try:
-        with leased(database, f"nights of {registry.root}", owner) as lease:
+        with leased(database, lease_name(registry), owner_name()) as lease:
             opened = open_night(registry, database, until_s, events)
             start_ray()
             try:
@@ -124,9 +124,20 @@ def run(
             named = replace(opened, release_id=made.release_id)
             ended = append(database, named.ended(kind, made.decision.reasons, made.detail()))
             log.info("%s", write_nights(storage.absolute(config.run.root), entries(database)))
+            after_night(registry, config, database, lease)
             return ended
     finally:
         database.dispose()
+
+
+def lease_name(registry: "Registry") -> str:
+    """Return the name of the lease under which a night, or who deletes after it, works alone."""
+    return f"nights of {registry.root}"
+
+
+def owner_name() -> str:
+    """Return how people know this process."""
+    return f"{socket.gethostname()}, process {os.getpid()}"
 
 
 def open_night(
