@@ -21,7 +21,7 @@ from engine.errors import ArtifactError, ChecksumError
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST, CLAIM = "manifest.json", ".claim"
 FORMAT_VERSION = 1
 
 
@@ -101,13 +101,19 @@ def open_artifact(uri: str, kind: str | None = None) -> Artifact:
     return Artifact(manifest["kind"], manifest["key"], uri, manifest["facts"])
 
 
+def delete(uri: str) -> None:
+    """Delete a stage's output; what is left by who is killed meanwhile counts as incomplete."""
+    storage.delete_file(storage.join(uri, MANIFEST))
+    storage.delete_folder(uri)
+
+
 @contextmanager
 def claimed(uri: str) -> Iterator[Callable[[], None]]:
     """Claim a folder, which goes over to whoever claims it last; yield a check of that.
 
     The check raises ArtifactError if somebody else has begun to write the same folder.
     """
-    claim, owner = f"{uri}.claim", uuid4().hex
+    claim, owner = f"{uri}{CLAIM}", uuid4().hex
     path = storage.join(claim, "owner.json")
     storage.write_json(path, owner)
 

@@ -530,6 +530,11 @@ class NightConfig(Section):
     four have moved by 5%. Needs ZeRO stage 0, 1 or 2."""
     lease_s: float = Field(default=120.0, ge=1)
     """How long after a night's process was killed no other one may begin."""
+    keep_releases: int | None = Field(default=7, ge=1)
+    """Newest releases that stay when a night has ended, with what they were made of; the live one,
+    the one before it and a challenger stay whatever their age. Other releases, and what nights and
+    trainings left in `run.root`, are deleted. null keeps everything, as it must where several
+    registries share one `run.root`."""
     keep_layers: int = Field(default=7, ge=1)
     """Versions of the histories that lie upon one another before all are written anew; what deleted
     users left is gone from the files then."""

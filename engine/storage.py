@@ -13,7 +13,7 @@ import os
 import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,14 @@ from safetensors.numpy import save as save_safetensors
 Tensors = dict[str, npt.NDArray[Any]]
 
 CHUNK_BYTES = 8 * 2**20
+
+
+class Contents(NamedTuple):
+    """What lies in a folder, drafts too."""
+
+    size_bytes: int
+    changed_s: float
+    """When its newest file was written; 0 without any."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -93,6 +101,21 @@ def list_folders(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
 
+def describe_folders(uri: str) -> dict[str, Contents]:
+    """Return what lies in each folder directly below a folder, by name; none if it is absent."""
+    fs, path = filesystem(uri)
+    found: dict[str, Contents] = {}
+    for info in fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
+        name, _, below = info.path[len(path) :].lstrip("/").partition("/")
+        if below or info.type == pafs.FileType.Directory:
+            size_bytes, changed_s = found.get(name, Contents(0, 0.0))
+            if info.type == pafs.FileType.File:     # of an unknown time: as if it were new
+                time_s = float("inf") if info.mtime_ns is None else info.mtime_ns / 1e9
+                size_bytes, changed_s = size_bytes + info.size, max(changed_s, time_s)
+            found[name] = Contents(size_bytes, changed_s)
+    return found
+
+
 def read_bytes(uri: str) -> bytes:
     """Return a file's content."""
     fs, path = filesystem(uri)
@@ -128,6 +151,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def delete_file(uri: str) -> None:
+    """Delete a file; an absent one is fine."""
+    fs, path = filesystem(uri)
+    if fs.get_file_info(path).type == pafs.FileType.File:
+        fs.delete_file(path)
+        if not is_remote(uri):
+            _sync_folder(Path(path).parent)
 
 
 def delete_folder(uri: str) -> None:

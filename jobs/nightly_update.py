@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEASE = "nights"
+"""The lease under which a night, or who deletes after it, works alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
@@ -113,15 +116,15 @@ def run(
     from engine.state.database import open_database
     from engine.state.leases import leased
     from engine.state.nights import EntryKind, append, entries
+    from jobs.forget import after_night
     from jobs.start import configure_logging, start_ray
 
     configure_logging()
     if config.run.state is None:
         raise ConfigError("run.state is null: a night needs a database for its ledger")
     registry, database = Registry(config.run.registry), open_database(config.run.state)
-    owner = f"{socket.gethostname()}, process {os.getpid()}"
     try:
-        with leased(database, "nights", owner, ttl_s=config.night.lease_s) as lease:
+        with leased(database, LEASE, owner_name(), ttl_s=config.night.lease_s) as lease:
             opened = open_night(registry, database, until_s, events)
             if opened.kind is not EntryKind.OPENED:         # it was promoted, and then stopped
                 return opened
@@ -138,9 +141,15 @@ def run(
             named = replace(opened, release_id=made.release_id)
             ended = append(database, named.ended(kind, made.decision.reasons, made.detail()))
             log.info("%s", write_nights(storage.absolute(config.run.root), entries(database)))
+            after_night(registry, config, database, lease)
             return ended
     finally:
         database.dispose()
+
+
+def owner_name() -> str:
+    """Return how people know this process."""
+    return f"{socket.gethostname()}, process {os.getpid()}"
 
 
 def open_night(

@@ -4,8 +4,9 @@ python -m jobs.promote RELEASE_ID --registry runs/releases [--address http://127
 
 Verifies the release, writes the registry's `live` file, then raises the counter `change` in the
 `user_config` of the running application: replicas load the release and go on answering meanwhile.
-Without --address only `live` is written; replicas that start later read it. A relative registry
-starts from LIFELORA_HOME, if that is set.
+Without --address only `live` is written; replicas that start later read it. The ledger of nights
+tells of it, if there is one (--state). A relative registry starts from LIFELORA_HOME, if that is
+set.
 """
 
 import argparse
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import at_home
-from engine.errors import ReleaseError
+from engine.errors import ReleaseError, ReleaseNotFoundError
 from engine.releases.registry import Registry
 from engine.storage import absolute, is_remote
 from jobs.exit_code import exit_code
+from jobs.ledger import add_state_option, record
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make a release live.")
     parser.add_argument("release_id")
     add_options(parser)
+    add_state_option(parser)
     options = parser.parse_args(arguments)
     return exit_code(run, options, options.release_id)
 
@@ -58,12 +61,26 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, release_id: str | None) -> None:
     """Promote a release, or roll back (None), and tell the running application."""
+    from engine.state.nights import Entry, EntryKind  # --help needs no SQL
+
     registry = open_registry(options)
+    before_id = live_id(registry)
     live = registry.rollback() if release_id is None else registry.promote(release_id)
     print(f"live: {live.release_id} (before it: {live.previous_id})")
+    if before_id not in (None, live.release_id):
+        kind = EntryKind.ROLLED_BACK if release_id is None else EntryKind.PROMOTED
+        record(options.state, Entry(kind, before_id, live.release_id, reasons=("by hand",)))
     if options.address:
         tell(options, live.release_id, hint=f"promote {live.release_id!r} again")
         print(f"every replica answers from {live.release_id}")
+
+
+def live_id(registry: Registry) -> str | None:
+    """Return the live release; None if there is none."""
+    try:
+        return registry.live().release_id
+    except ReleaseNotFoundError:
+        return None
 
 
 def open_registry(options: argparse.Namespace) -> Registry:

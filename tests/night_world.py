@@ -131,6 +131,19 @@ def written_users(histories: Artifact) -> set[str]:
     }
 
 
+def files_that_name(folder: str, user_id: str) -> list[str]:
+    """Return the files below a folder that hold a user's id, compressed or not."""
+    found = []
+    for name in storage.list_files(folder):
+        uri, wanted = storage.join(folder, name), user_id.encode()
+        held = storage.read_bytes(uri)
+        if name.endswith(".parquet"):
+            held += repr(storage.read_table(uri).to_pydict()).encode()
+        if wanted in held:
+            found.append(name)
+    return found
+
+
 def _write_entities(
     uri: str, items: Sequence[Mapping[str, Any]], users: Sequence[Mapping[str, Any]]
 ) -> None:

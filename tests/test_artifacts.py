@@ -132,6 +132,23 @@ def test_what_an_interrupted_attempt_left_is_not_part_of_the_result(root: str) -
     assert not storage.exists(made.path("stray"))
 
 
+def test_what_is_deleted_is_made_anew(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _make(root, Writer(FILES))
+
+    def killed(uri: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            artifacts.delete(made.uri)
+    with pytest.raises(ArtifactError, match="no manifest"):
+        artifacts.open_artifact(made.uri)
+    artifacts.delete(made.uri)
+    assert not storage.exists(made.uri)
+    _make(root, Writer(FILES)).verify()
+
+
 def test_a_result_resumed_equals_one_that_was_never_interrupted(root: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         _make(storage.join(root, "a"), Writer(FILES, fail_after=1))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,30 @@ def test_a_deleted_folder_is_gone_with_its_drafts_and_nothing_else(root: str) ->
     storage.delete_folder(storage.join(root, "absent"))
     assert not storage.exists(storage.join(root, "gone"))
     assert storage.list_files(root) == ["gone-not/b"]
+
+
+def test_a_deleted_file_is_gone_and_an_absent_one_is_fine(root: str) -> None:
+    for name in ("a/one", "a/two"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    for name in ("a/one", "a/one", "absent/three"):
+        storage.delete_file(storage.join(root, name))
+    assert storage.list_files(root) == ["a/two"]
+
+
+def test_folders_are_described_by_size_and_newest_file(root: str) -> None:
+    before_s = time.time()
+    for name, data in (("a/one", b"12"), ("a/deep/.draft", b"345"), ("b/c", b""), ("file", b"6")):
+        storage.write_bytes(storage.join(root, name), data)
+    found = storage.describe_folders(root)
+    assert {name: each.size_bytes for name, each in found.items()} == {"a": 5, "b": 0}
+    for each in found.values():
+        assert before_s - 2 <= each.changed_s <= time.time() + 2
+    assert storage.describe_folders(storage.join(root, "absent")) == {}
+
+
+def test_a_folder_without_files_has_never_changed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert storage.describe_folders(str(tmp_path)) == {"empty": storage.Contents(0, 0.0)}
 
 
 def test_a_file_is_described_by_its_digest_and_size(

@@ -66,6 +66,7 @@ class Arm:
         self._is_frozen = plan.arms[name] is None
         self.config = plan.engine_config({
             **(plan.arms[name] or {}), "run.registry": _registry(plan, name),
+            "night.keep_releases": None,        # arms share what they were made of
             "run.state": f"sqlite:///{storage.join(ground.root, name)}.db",
         })
         self._registry = Registry(self.config.run.registry)

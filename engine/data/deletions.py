@@ -44,6 +44,16 @@ class Deletions:
                 times[user_id] = max(deleted_s, times.get(user_id, deleted_s))
         return Deletions.of(dict(sorted(times.items())))
 
+    def until(self, time_s: int) -> "Deletions":
+        """Return those of users who were deleted up to a time."""
+        is_early = pc.less_equal(self.deleted_s, time_s)
+        return Deletions(self.user_ids.filter(is_early), self.deleted_s.filter(is_early))
+
+    def without(self, other: "Deletions") -> "Deletions":
+        """Return those of users of whom the other has none."""
+        is_other = pc.invert(pc.is_in(self.user_ids, other.user_ids))
+        return Deletions(self.user_ids.filter(is_other), self.deleted_s.filter(is_other))
+
     def settings(self) -> dict[str, Any]:
         """Return what a table depends on, naming nobody; nothing if nobody was deleted."""
         if len(self.user_ids) == 0:

@@ -4,7 +4,7 @@
     histories-<key>/layers.json                    folders that it lies upon, newest first, the base
                                                    last; they stand beside it. A base has none
     histories-<key>/deleted.parquet                users whose events up to then are not read from
-                                                   any of them
+                                                   any of them; none of whom a base holds nothing
 
 Of a user, the row of the newest version counts.
 """

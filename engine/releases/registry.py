@@ -2,9 +2,11 @@
 
     <root>/<release_id>/...files, config.json
     <root>/<release_id>/manifest.json     written last: without it there is no release
+    <root>/<release_id>/deleted.json      while it is deleted: there is no release any more
     <root>/live.json     {"release_id", "previous_id", "experiment"}, replaced in one step
 
-A release never changes once its manifest is there. `live.json` is the only truth about what is
+A release never changes once its manifest is there; it may be deleted while `live.json` does not
+name it. `live.json` is the only truth about what is
 live, and which challenger is tried out beside it. Many may read at a time; one publishes an id, and
 one writes `live.json`.
 """
@@ -13,7 +15,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -36,6 +38,7 @@ from engine.releases.manifest import (
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+DELETED = "deleted.json"
 CONFIG = "config.json"
 LIVE = "live.json"
 
@@ -49,6 +52,11 @@ class Live(NamedTuple):
     release_id: str
     previous_id: str | None
     experiment: Experiment | None = None
+
+    def named(self) -> set[str]:
+        """Return the releases that may answer, or be asked for, at any moment."""
+        challenger = None if self.experiment is None else self.experiment.release_id
+        return {each for each in (self.release_id, self.previous_id, challenger) if each}
 
 
 class Registry:
@@ -83,6 +91,8 @@ class Registry:
         stated = parse_facts(described)
         for name in files:
             _check_name(name)
+        if self._is_deleted(release_id):
+            storage.delete_folder(folder)       # what an interrupted deletion left
         self._refuse_strays(folder, files)
         log.info("release %s: writing %d files to %s", release_id, len(files) + 1, folder)
         entries = {
@@ -101,7 +111,7 @@ class Registry:
         Raises ReleaseNotFoundError, ReleaseFormatError or ChecksumError.
         """
         uri = storage.join(self.folder(release_id), MANIFEST)
-        if not storage.exists(uri):
+        if not self._is_complete(release_id):
             raise ReleaseNotFoundError(
                 f"release {release_id!r} is not in {self.root}; found {self.list()}"
             )
@@ -157,13 +167,13 @@ class Registry:
         self.verify(release_id)
         current = self._live()
         if current is None:
-            return self._write(Live(release_id, None))
+            return self._write(Live(release_id, None), None)
         if current.release_id == release_id:
             return current
         experiment = current.experiment
         if experiment is not None and experiment.release_id == release_id:
             experiment = None
-        return self._write(Live(release_id, current.release_id, experiment))
+        return self._write(Live(release_id, current.release_id, experiment), current)
 
     def rollback(self) -> Live:
         """Promote the release before the live one; a second rollback undoes the first."""
@@ -184,24 +194,66 @@ class Registry:
         current = self.live()
         if current.release_id == experiment.release_id:
             raise ReleaseError(f"release {current.release_id!r} is live: try out another one")
-        return self._write(current._replace(experiment=experiment))
+        return self._write(current._replace(experiment=experiment), current)
 
     def stop_experiment(self) -> Live:
         """Leave the live release alone again."""
-        return self._write(self.live()._replace(experiment=None))
+        current = self.live()
+        return self._write(current._replace(experiment=None), current)
 
-    def _write(self, live: Live) -> Live:
+    def delete(self, release_id: str) -> bool:
+        """Delete a release, or what an interrupted deletion left of it; tell whether it is gone:
+        one that `live.json` names stays.
+
+        The mark is written before `live.json` is read, and whoever promotes looks for it after
+        writing there: of the two, one sees the other.
+        """
+        folder = self.folder(release_id)
+        mark = storage.join(folder, DELETED)
+        storage.write_json(mark, {"release_id": release_id})
+        if release_id in self.live().named():
+            storage.delete_file(mark)
+            return False
+        storage.delete_file(storage.join(folder, MANIFEST))
+        for name in storage.list_files(folder):
+            if name != DELETED:
+                storage.delete_file(storage.join(folder, name))
+        storage.delete_folder(folder)
+        log.info("release %s: deleted", release_id)
+        return True
+
+    def half_deleted(self) -> Sequence[str]:
+        """Return the ids of the releases whose deletion was interrupted, sorted."""
+        folders = storage.list_folders(self.root)
+        return tuple(each for each in folders if ID.fullmatch(each) and self._is_deleted(each))
+
+    def _write(self, live: Live, before: Live | None) -> Live:
+        """Write `live.json`; what was there `before` comes back if a release went meanwhile."""
+        self._store_live(live)
+        if before is not None:
+            for release_id in live.named() - before.named():
+                if not self._is_complete(release_id):
+                    self._store_live(before)
+                    raise ReleaseError(
+                        f"release {release_id!r} was deleted from {self.root} meanwhile"
+                    )
+        log.info("%s: live is %s, before it %s, challenger %s", self.root, *live)
+        return live
+
+    def _store_live(self, live: Live) -> None:
         experiment = live.experiment
         storage.write_json(storage.join(self.root, LIVE), {
             **live._asdict(), "experiment": None if experiment is None else experiment.to_json(),
         })
-        log.info("%s: live is %s, before it %s, challenger %s", self.root, *live)
-        return live
 
     def _is_complete(self, release_id: str) -> bool:
-        return bool(ID.fullmatch(release_id)) and storage.exists(
-            storage.join(self.root, release_id, MANIFEST)
+        return (
+            bool(ID.fullmatch(release_id)) and not self._is_deleted(release_id)
+            and storage.exists(storage.join(self.root, release_id, MANIFEST))
         )
+
+    def _is_deleted(self, release_id: str) -> bool:
+        return storage.exists(storage.join(self.root, release_id, DELETED))
 
     def _live(self) -> Live | None:
         try:

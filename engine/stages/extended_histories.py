@@ -8,9 +8,9 @@ and profiles are written whole. After `night.keep_layers` versions all users are
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -92,13 +92,16 @@ def _write(
     uri: str, *, config: EngineConfig, parent: Artifact, interactions: Artifact, end_s: int,
     deleted: Deletions, ahead_s: int,
 ) -> dict[str, Any]:
-    deleted = deleted.merged(read_deletions(parent.uri))
+    told, deleted = deleted, deleted.merged(read_deletions(parent.uri))
     layers = [split_folder(parent.uri)[1], *layer_names(parent.uri)]
     if len(layers) > config.night.keep_layers:
         layers = []                             # a base: no row of a deleted user is in it
+        cleared = Cleared.of(told)
     else:
+        cleared = Cleared.read(parent).still(told)
         storage.write_json(storage.join(uri, LAYERS_FILE), layers)
-        storage.write_table(storage.join(uri, DELETED_FILE), deleted.to_table())
+        masked = deleted.without(cleared.among(told))
+        storage.write_table(storage.join(uri, DELETED_FILE), masked.to_table())
     new_items = _write_entities(uri, config, parent, interactions, deleted)
     before = read_timeline(parent.path("timeline.json"))
     day = _Day(
@@ -115,8 +118,43 @@ def _write(
     return {
         **_sum(parts), "new_items": new_items,
         "longest": max([parent.facts["longest"], *(part.longest for part in parts)]),
-        "label": config.source.label.settings(), "layers": len(layers),
+        "label": config.source.label.settings(), "layers": len(layers), **cleared.facts(),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Deletions of whose users no file holds older events, neither the base's nor a later one: who
+    is masked there need not be named. A digest tells whether they are among others, naming nobody.
+    """
+
+    until_s: int = 0
+    sha256: str | None = None
+    """None: of nobody is that known."""
+
+    @classmethod
+    def of(cls, deleted: Deletions) -> Self:
+        """Return what a base has left out."""
+        return cls(pc.max(deleted.deleted_s).as_py() or 0, deleted.settings().get("deletions"))
+
+    @classmethod
+    def read(cls, histories: Artifact) -> Self:
+        """Return those of a version; of a base of a whole training nothing is known."""
+        return cls(**histories.facts.get("cleared", {}))
+
+    def among(self, told: Deletions) -> Deletions:
+        """Return them; nobody if they are not all there, as when one was deleted again."""
+        early = told.until(self.until_s)
+        is_same = self.sha256 is not None and early.settings().get("deletions") == self.sha256
+        return early if is_same else Deletions.of({})
+
+    def still(self, told: Deletions) -> "Cleared":
+        """Return them for a version upon this one that leaves out who it was told."""
+        return self if len(self.among(told).user_ids) else Cleared()
+
+    def facts(self) -> dict[str, Any]:
+        """Return JSON values; nothing if there is nobody."""
+        return {} if self.sha256 is None else {"cleared": asdict(self)}
 
 
 def _write_entities(

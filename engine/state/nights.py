@@ -2,6 +2,7 @@
 
     opened -> promoted | held | failed        `opened_id` of the end names the beginning
     rolled_back                               from the release `parent_id` back to `release_id`
+    promoted                                  by hand, without `opened_id`: likewise
 
 Rows are added, never changed or removed (the database refuses it), so they must not name users.
 """

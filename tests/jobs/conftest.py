@@ -47,6 +47,14 @@ def first(ray_local: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     return first_world(folder, tiny_settings(folder, tiny_base(folder / "base").settings()))
 
 
+@pytest.fixture(scope="session")
+def one_night(first: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Return the world after its first night."""
+    world = first.copy(tmp_path_factory.mktemp("one-night") / "world")
+    world.night(1)
+    return world
+
+
 @pytest.fixture
 def world(first: World, tmp_path: Path) -> World:
     """Return the world before its first night."""

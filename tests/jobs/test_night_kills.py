@@ -23,8 +23,10 @@ LEASE_S = 1.0
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_in_the_same_release(first: World, tmp_path: Path) -> None:
-    whole = first.copy(tmp_path / "whole").night(1)
+def test_killed_in_every_stage_it_ends_in_the_same_release(
+    first: World, one_night: World, tmp_path: Path
+) -> None:
+    [_, whole] = one_night.ledger()
     world = first.copy(tmp_path / "world", lease_s=LEASE_S)
     config = write_config(tmp_path / "config", world.config.settings())
     day = world.days[1]

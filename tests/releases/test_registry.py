@@ -319,3 +319,95 @@ def test_live_files_of_before_and_of_later(three: Registry) -> None:
         storage.write_json(uri, {"release_id": "two", "previous_id": "one", "experiment": wrong})
         with pytest.raises(ReleaseFormatError, match=r"live\.json is not of this version"):
             three.live()
+
+
+def test_a_release_that_live_does_not_name_can_be_deleted(
+    three: Registry, files: dict[str, str]
+) -> None:
+    three.promote("two")
+    three.start_experiment(Experiment("three", 0.5, True, 1))
+    for release_id in ("one", "two", "three"):          # previous, live, challenger
+        assert not three.delete(release_id)
+        three.verify(release_id)
+    assert three.half_deleted() == ()
+    three.stop_experiment()
+    assert three.delete("three")
+    assert three.list() == ["one", "two"]
+    assert storage.list_folders(three.root) == ["one", "two"]
+    three.publish("three", files, FACTS)
+    three.verify("three")
+
+
+@pytest.mark.parametrize("steps", range(7))
+def test_a_deletion_that_is_killed_leaves_no_release_and_can_be_finished(
+    three: Registry, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    done = []
+
+    def limited(delete: Any) -> Any:
+        def step(uri: str) -> None:
+            if len(done) == steps:
+                raise KeyboardInterrupt
+            done.append(uri)
+            delete(uri)
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("delete_file", "delete_folder"):
+            patch.setattr(storage, name, limited(getattr(storage, name)))
+        if steps < 6:
+            with pytest.raises(KeyboardInterrupt):
+                three.delete("two")
+        else:
+            assert three.delete("two")
+    assert three.list() == ["one", "three"]
+    assert three.half_deleted() == (("two",) if steps < 6 else ())
+    with pytest.raises(ReleaseNotFoundError, match="'two' is not in"):
+        three.promote("two")
+    if steps % 2:
+        three.publish("two", files, FACTS)              # a training that makes it anew
+        three.verify("two")
+    assert three.delete("two")
+    assert three.half_deleted() == ()
+    assert storage.list_folders(three.root) == ["one", "three"]
+
+
+def test_of_a_deletion_and_a_promotion_at_once_one_sees_the_other(
+    three: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_between(name: str, function: Any) -> None:
+        """Have something happen just before a JSON file of a name is written."""
+        write = storage.write_json
+
+        def first(uri: str, value: Any) -> None:
+            if uri.endswith(name):
+                monkeypatch.undo()
+                function()
+            write(uri, value)
+
+        monkeypatch.setattr(storage, "write_json", first)
+
+    in_between("live.json", lambda: three.delete("two"))        # it was verified, then it went
+    with pytest.raises(ReleaseError, match="'two' was deleted"):
+        three.promote("two")
+    assert three.live() == Live("one", None)
+    in_between("deleted.json", lambda: three.promote("three"))
+    assert not three.delete("three")
+    assert three.live() == Live("three", "one")
+    three.verify("three")
+
+
+def test_a_promotion_while_files_are_deleted_is_taken_back(
+    three: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = three.verify
+
+    def marked_meanwhile(release_id: str) -> Any:
+        manifest = verify(release_id)
+        storage.write_json(storage.join(three.folder(release_id), "deleted.json"), {})
+        return manifest
+
+    monkeypatch.setattr(three, "verify", marked_meanwhile)
+    with pytest.raises(ReleaseError, match="'two' was deleted"):
+        three.promote("two")
+    assert three.live() == Live("one", None)

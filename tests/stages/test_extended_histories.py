@@ -168,6 +168,41 @@ def test_a_deleted_user_is_masked_at_once_and_later_gone_from_the_files(tmp_path
     assert (a["user_id"], a["timestamps_s"]) == ("a", [20])
 
 
+def _masked(histories: Artifact) -> list[str]:
+    users: list[str] = storage.read_table(histories.path(DELETED_FILE))["user_id"].to_pylist()
+    return users
+
+
+@pytest.mark.usefixtures("inline")
+def test_who_is_not_in_the_files_below_is_not_named(tmp_path: Path) -> None:
+    gone = {"a": 99}
+    first = _night(tmp_path, _base(tmp_path), [], 60, deleted=Deletions.of(gone), keep_layers=1)
+    assert _masked(first) == ["a"]
+    base = _night(tmp_path, first, [], 70, deleted=Deletions.of(gone), keep_layers=1)
+    assert layer_names(base.uri) == []
+
+    def night(parent: Artifact, end_s: int, deleted: dict[str, int]) -> Artifact:
+        return _night(tmp_path, parent, [], end_s, deleted=Deletions.of(deleted), keep_layers=3)
+
+    clear = night(base, 80, gone)
+    assert _masked(clear) == []
+    assert _masked(night(clear, 90, gone | {"b": 100})) == ["b"]
+    assert _masked(night(clear, 90, gone | {"b": 90})) == ["a", "b"]    # when was not b told of?
+    assert _masked(night(clear, 90, {"a": 200})) == ["a"]               # deleted again
+
+
+@pytest.mark.usefixtures("inline")
+def test_who_was_not_told_of_at_one_night_is_masked_at_the_next(tmp_path: Path) -> None:
+    gone = Deletions.of({"a": 99})
+    first = _night(tmp_path, _base(tmp_path), [], 60, deleted=gone, keep_layers=1)
+    base = _night(tmp_path, first, [], 70, deleted=gone, keep_layers=1)
+    untold = _night(tmp_path, base, [("a", "1", 10)], 80)       # an old event comes once more
+    assert "a" in _plain(untold)
+    told = _night(tmp_path, untold, [], 90, deleted=gone)
+    assert _masked(told) == ["a"]
+    assert "a" not in _plain(told)
+
+
 @pytest.mark.usefixtures("inline")
 def test_a_deleted_user_who_comes_back_has_the_new_events_alone(tmp_path: Path) -> None:
     night = _night(
