@@ -12,6 +12,7 @@ INSTALLED := .venv/.installed
 TESTED := .venv/.installed-dev
 QUALITY := $(RUN) benchmarks.quality --plan benchmarks/quality
 NO_DATA := echo "left out, docs/evaluation.md says where it comes from:"
+AIRFLOW := cache/airflow/.installed
 PEERS := cache/peers/fuxictr/.installed cache/peers/rectools/.installed
 FETCHED := cache/ml-100k/ml-100k.inter cache/models/smollm2-135m-instruct/config.json
 
@@ -19,14 +20,15 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 export PYTHONDONTWRITEBYTECODE :=# else every process compiles anew what COMPILE left out
 
-.PHONY: demo test test-serving test-ray test-rest train results results-quick nights serve install fetch lint docs constraints clean
+.PHONY: demo test test-serving test-ray test-rest check-airflow train results results-quick nights serve install fetch lint docs constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
 	$(RUN) jobs.demo
 
 test: $(TESTED)                         ## everything that .ci/run runs
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=line test-serving test-ray lint test-rest
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=line \
+	  test-serving test-ray lint test-rest check-airflow
 
 test-serving: $(TESTED) $(FETCHED)      # these two wait often: the others run meanwhile
 	$(RUN) pytest tests/serving -m ray --durations=15
@@ -36,6 +38,9 @@ test-ray: $(TESTED) $(FETCHED)
 
 test-rest: $(TESTED) $(FETCHED)
 	$(RUN) pytest -m "not ray"
+
+check-airflow: $(AIRFLOW)               ## Airflow, in an environment of its own, runs the DAG
+	cache/airflow/bin/python tests/schedules/check_airflow.py
 
 train: $(INSTALLED) $(FETCHED)          ## all of MovieLens-100K, or CONFIG=...
 	$(RUN) jobs.train_reclora --config $(CONFIG)
@@ -73,6 +78,12 @@ cache/peers/%/.installed: benchmarks/peers/%.txt    # for `make results`
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25"
 	$(@D)/bin/python -m pip install --disable-pip-version-check $(TORCH) --requirement $<
+	touch $@
+
+$(AIRFLOW): tests/schedules/airflow.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement $<
 	touch $@
 
 constraints: $(TESTED)               ## pin the versions that are installed now

@@ -47,8 +47,8 @@ def forget(
     """Delete what no kept release was made of, and is older than the last night that ended.
 
     Nothing goes before a night has ended, or where all releases are kept (None). dry_run: only say
-    what would go. Raises EngineError where a manifest of a release cannot be read: what that one needs
-    is not known, so nothing goes.
+    what would go. Raises EngineError where a manifest of a release cannot be read: what that one
+    needs is not known, so nothing goes.
     """
     before_s = opened_s(ledger)
     if before_s is None or keep_releases is None:
