@@ -24,7 +24,9 @@ def folder(name: str, changed_s: float = 5.0, *made_of: str) -> Folder:
     return Folder(name, 1, changed_s, frozenset(made_of))
 
 
-def going(folders: list[Folder], *kept: Published, reports: frozenset[str] = frozenset()) -> set[str]:
+def going(
+    folders: list[Folder], *kept: Published, reports: frozenset[str] = frozenset()
+) -> set[str]:
     old = old_folders(folders, kept, reports, before_s=NIGHT_S, now_s=NOW_S)
     return {each.name for each in old}
 
