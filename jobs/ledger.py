@@ -34,6 +34,7 @@ def record(state: str | None, entry: "Entry") -> None:
     from engine.state.database import database_exists, open_existing
     from engine.state.nights import append
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     url = default_state() if state is None else database_at_home(state)
     try:
         if state is None and not database_exists(url):

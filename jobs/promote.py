@@ -69,7 +69,10 @@ def run(options: argparse.Namespace, release_id: str | None) -> None:
     print(f"live: {live.release_id} (before it: {live.previous_id})")
     if before_id not in (None, live.release_id):
         kind = EntryKind.ROLLED_BACK if release_id is None else EntryKind.PROMOTED
-        record(options.state, Entry(kind, before_id, live.release_id, reasons=("by hand",)))
+        record(options.state, Entry(
+            kind, before_id, live.release_id, reasons=("by hand",),
+            detail={"registry": registry.root},
+        ))
     if options.address:
         tell(options, live.release_id, hint=f"promote {live.release_id!r} again")
         print(f"every replica answers from {live.release_id}")

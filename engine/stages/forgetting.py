@@ -47,9 +47,10 @@ def forget(
     """Delete what no kept release was made of, and is older than the last night that ended.
 
     Nothing goes before a night has ended, or where all releases are kept (None). dry_run: only say
-    what would go. Raises EngineError where a manifest of a release cannot be read: what that one
-    needs is not known, so nothing goes.
+    what would go. Raises EngineError where a release's manifest cannot be read: nobody knows what
+    that one needs, so nothing goes.
     """
+    ledger = of_registry(ledger, registry.root)
     before_s = opened_s(ledger)
     if before_s is None or keep_releases is None:
         return Forgotten()
@@ -72,6 +73,18 @@ def forget(
         log.info("%s/%s: no release needs it, deleted", run, folder.name)
         artifacts.delete(storage.join(run, folder.name))
     return Forgotten(tuple(gone), tuple(old))
+
+
+def of_registry(ledger: Sequence[Entry], root: str) -> list[Entry]:
+    """Return the lines about a registry: a night's beginning may say which one it is of."""
+    of_night = {
+        entry.night_id: entry.detail.get("registry", root) for entry in ledger
+        if entry.kind is EntryKind.OPENED
+    }
+    return [
+        entry for entry in ledger
+        if of_night.get(entry.opened_id or entry.night_id, root) == root
+    ]
 
 
 def opened_s(ledger: Sequence[Entry]) -> int | None:

@@ -89,7 +89,7 @@ class Nights:
             self.run, night_config(self.keep_layers), self.histories[parent], day,
             end_s=60 + number, deleted=Deletions.of({}) if deleted is None else deleted,
         ))
-        _, _, report = (self._make(each, [self.histories[-1]]) for each in JUDGED)
+        *_, report = (self._make(each, [self.histories[-1]]) for each in JUDGED)
         if kind is EntryKind.PROMOTED:
             self.promote(number)
         self._append(replace(
@@ -222,8 +222,8 @@ def test_a_release_that_goes_takes_what_it_was_made_of(nights: Nights) -> None:
 def test_a_challenger_and_the_parent_of_an_interrupted_night_stay(nights: Nights) -> None:
     nights.registry.start_experiment(Experiment("r02", 0.5, True, 1))
     nights.ledger.append(Entry(EntryKind.OPENED, "r00", night_id=99, at_s=int(time.time())))
-    for _ in range(2):
-        nights.night()
+    nights.night()
+    nights.night()
     nights.forget()
     nights.check()
     assert nights.registry.list() == ["r00", "r02", "r03", "r04"]
@@ -270,6 +270,14 @@ def test_what_killed_processes_left_goes_once_a_night_has_ended(nights: Nights) 
     nights.forget()
     assert not [name for name in nights.folders() if key in name]
     assert storage.list_folders(f"{nights.run}/training") == []
+
+
+def test_nights_of_another_registry_on_the_same_ledger_do_not_count(nights: Nights) -> None:
+    nights.night()
+    mine = nights.forget(dry_run=True)
+    opened = Entry(EntryKind.OPENED, "r01", night_id=50, at_s=2**40, detail={"registry": "other"})
+    nights.ledger += [opened, replace(opened.ended(EntryKind.HELD, (), {}), night_id=51)]
+    assert nights.forget() == mine
 
 
 def test_while_a_training_writes_its_older_outputs_stay(nights: Nights) -> None:
