@@ -100,7 +100,7 @@ def test_a_second_night_leaves_with_a_message(
 ) -> None:
     url = f"sqlite:///{home}/state.db"
     database, registry = open_database(url), f"{home}/releases"
-    with leased(database, f"nights of {registry}", "the first night"):
+    with leased(database, nightly_update.LEASE, "the first night"):
         assert nightly_update.main([
             "--config", "jobs/configs/ml-100k.yaml", "--set", f"run.state={url}",
             "--set", f"run.registry={registry}",
