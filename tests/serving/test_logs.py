@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ def logged(deployment: str) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
+def lines_of(request_id: str) -> list[dict[str, Any]]:
+    """Return the ingress's lines about a request; they are written after its answer."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = [line for line in logged("Ingress") if line.get("request_id") == request_id]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
 @pytest.mark.ray
 def test_each_line_of_a_replica_is_json_and_names_its_request(service: Service) -> None:
     for deployment in ("Retriever", "Scorer"):
@@ -70,6 +81,6 @@ def test_each_line_of_a_replica_is_json_and_names_its_request(service: Service) 
         "/v1/recommend", json={"user_id": "nobody"}, headers={"x-request-id": "my-request"}
     )
     assert answer.headers["x-request-id"] == "my-request"
-    mine = [line for line in logged("Ingress") if line.get("request_id") == "my-request"]
+    mine = lines_of("my-request")
     assert mine
     assert {line["route"] for line in mine} == {"/v1/recommend"}
