@@ -58,7 +58,7 @@ def test_a_user_who_left_after_a_night_is_in_no_file_once_its_release_is_gone(
     assert night(1).kind is EntryKind.PROMOTED
     before = files_that_name(str(world.folder), GONE)
     assert {name.partition("-")[0] for name in before} >= {
-        f"run/{kind}" for kind in ("interactions", "histories", "slates", "crm")
+        f"run/{kind}" for kind in ("interactions", "histories", "slates")
     }
     database = open_database(str(config.run.state))
     delete_user(database, GONE)
