@@ -123,8 +123,8 @@ def examine(options: argparse.Namespace) -> None:
     from engine.artifacts import open_artifact  # --help needs neither torch nor Ray
     from engine.recommender.loading import check_release
     from engine.stages.exam import Period, read_examined, set_exam, unseen_period
-    from engine.stages.exam_report import Answers, Settings, report_exam
-    from engine.stages.release_scores import Sitting, sit_exam
+    from engine.stages.judgement import hold_exam
+    from engine.stages.release_scores import Sitting
     from jobs.start import configure_logging, start_ray
 
     registry, out = Registry(root), at_home(options.out or "runs/evaluation")
@@ -145,14 +145,10 @@ def examine(options: argparse.Namespace) -> None:
     start_ray()
     exam = set_exam(out, histories, releases, period,
                     llm_rows=options.llm_rows or config.evaluation.test_rows)
-    answers = []
-    for release_id in ids:
-        sitting = Sitting(registry.root, release_id, serving, exclude_seen, options.actors or 1)
-        scores = sit_exam(out, exam, histories, sitting)
-        answers.append(Answers.read(registry.folder(release_id), release_id, scores))
-    report = report_exam(out, exam, answers, Settings(
-        config.evaluation.bootstrap_draws, config.run.seed, config.evaluation.max_rows
-    ))
+    report = hold_exam(out, config, exam, histories, [
+        Sitting(registry.root, release_id, serving, exclude_seen, options.actors or 1)
+        for release_id in ids
+    ])
     found = storage.read_json(report.path("report.json"))
     for line in summary_lines(found):
         print(line)

@@ -110,12 +110,10 @@ def run(
     are taken again. None: the service's database knows. until_s: the end, exclusive. Raises
     NightRunningError if another night runs, and what failed, which the ledger then names.
     """
-    from engine import storage  # --help needs none of these
-    from engine.releases.registry import Registry
-    from engine.stages.nights_page import write_nights
+    from engine.releases.registry import Registry  # --help needs none of these
     from engine.state.database import open_database
     from engine.state.leases import leased
-    from engine.state.nights import EntryKind, append, entries
+    from engine.state.nights import EntryKind
     from jobs.forget import after_night
     from jobs.start import configure_logging, start_ray
 
@@ -135,16 +133,27 @@ def run(
                 kind = decide_live(registry, opened.parent_id, made)
             except Exception as error:      # of whatever kind: the next night is a new one
                 reason = str(error) if isinstance(error, EngineError) else repr(error)
-                append(database, opened.ended(EntryKind.FAILED, [reason], {}))
-                write_nights(storage.absolute(config.run.root), entries(database))
+                end_night(database, config, opened.ended(EntryKind.FAILED, [reason], {}))
                 raise
             named = replace(opened, release_id=made.release_id)
-            ended = append(database, named.ended(kind, made.decision.reasons, made.detail()))
-            log.info("%s", write_nights(storage.absolute(config.run.root), entries(database)))
+            ended = end_night(
+                database, config, named.ended(kind, made.decision.reasons, made.detail())
+            )
             after_night(registry, config, database, lease)
             return ended
     finally:
         database.dispose()
+
+
+def end_night(database: "Engine", config: EngineConfig, ended: "Entry") -> "Entry":
+    """Append how a night ended, and write the page of all nights."""
+    from engine import storage
+    from engine.stages.nights_page import write_nights
+    from engine.state.nights import append, entries
+
+    ended = append(database, ended)
+    log.info("%s", write_nights(storage.absolute(config.run.root), entries(database)))
+    return ended
 
 
 def owner_name() -> str:
@@ -282,15 +291,17 @@ def challenge(
     try:
         report = judge(root, config, histories, [release_id, opened.parent_id], roles, end_s)
     except DataError as error:
-        return replace(_held(f"nothing to judge by: {error}", made), release_id=release_id)
+        return _held(f"nothing to judge by: {error}", made, release_id)
     found = storage.read_json(report.path("report.json"))
     return Challenge(release_id, decide(found, config.night.promotion), made, report)
 
 
-def _held(reason: str, made: "Sequence[Artifact]") -> Challenge:
+def _held(
+    reason: str, made: "Sequence[Artifact]", release_id: str | None = None
+) -> Challenge:
     from engine.releases.promotion import Decision, Verdict
 
-    return Challenge(None, Decision(Verdict.HOLD, (reason,)), made)
+    return Challenge(release_id, Decision(Verdict.HOLD, (reason,)), made)
 
 
 def import_days(

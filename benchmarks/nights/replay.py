@@ -80,31 +80,34 @@ class Arm:
         day = self._ground.days[number]
         if self._is_frozen:
             return {"night": number, "kind": "frozen", "events": day.events}
-        found = self._ended(day.end_s) or nightly_update.run(
+        found = self._ends().get(day.end_s) or nightly_update.run(
             self.config, until_s=day.end_s, events=[day.folder]
         )
         return {
             "night": number, "kind": found.kind.value, "release_id": found.release_id,
-            "reasons": list(found.reasons), "stage_seconds": found.detail["seconds"],
-            "training_tokens": found.detail["facts"].get("bank", {}).get("training_tokens", 0),
+            "reasons": list(found.reasons), "stage_seconds": found.detail.get("seconds", ()),
+            "training_tokens": found.detail.get("facts", {}).get("bank", {}).get(
+                "training_tokens", 0
+            ),
             "events": day.events,
         }
 
-    def _ended(self, until_s: int) -> Entry | None:
+    def _ends(self) -> dict[int, Entry]:
+        """Return how nights ended, by the end of their day."""
         database = open_database(self.config.run.state or "")
         try:
-            ends = (EntryKind.PROMOTED, EntryKind.HELD)
-            found = [each for each in entries(database)
-                     if each.kind in ends and each.until_s == until_s]
+            return {
+                each.until_s: each for each in entries(database)
+                if each.kind in (EntryKind.PROMOTED, EntryKind.HELD) and each.until_s is not None
+            }
         finally:
             database.dispose()
-        return found[-1] if found else None
 
     def live_after(self, number: int) -> str:
         """Return the release that answers the day after a night."""
-        live = self._ground.base_id
-        for each in range(1, number + 1):
-            night = self._ended(self._ground.days[each].end_s)
+        ends, live = self._ends(), self._ground.base_id
+        for day in self._ground.days[1 : number + 1]:
+            night = ends.get(day.end_s)
             if night is not None and night.kind is EntryKind.PROMOTED and night.release_id:
                 live = night.release_id
         return live

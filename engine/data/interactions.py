@@ -230,8 +230,7 @@ def count_reasons(quarantine: pa.Table) -> dict[str, int]:
 def check_quality(
     what: str, kept: int, reasons: Mapping[str, int], limit: float, quarantine_uri: str
 ) -> None:
-    """Raise DataQualityError if too large a share was refused, EmptySourceError if all events were.
-    """
+    """Raise DataQualityError if too much was refused, EmptySourceError if no event was kept."""
     bad = sum(reasons.values())
     listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     if bad > limit * (kept + bad):

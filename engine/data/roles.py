@@ -34,6 +34,9 @@ class Role(IntEnum):
     """Of the time before there were roles; it trains the CRM."""
 
 
+TRAIN_CRM = (Role.CRM, Role.OLD)
+
+
 @dataclass(frozen=True, slots=True)
 class Roles:
     """The roles of all rows."""
@@ -65,7 +68,7 @@ class Roles:
         """Return the events of a history that statistics may count: those that train the CRM. A row
         of another role is scored by it, and must not find itself counted.
         """
-        kept = np.isin(self.of(user_id, history.timestamps_s), (Role.CRM, Role.OLD))
+        kept = np.isin(self.of(user_id, history.timestamps_s), TRAIN_CRM)
         return History(
             history.items[kept], history.ratings[kept], history.labels[kept],
             history.timestamps_s[kept],
@@ -123,7 +126,7 @@ class NightRows:
         The bank replays only rows that its CRM never learned, so none from before there were roles.
         """
         times, roles = np.asarray(timestamps_s), self.roles.of(user_id, timestamps_s)
-        of_crm = (roles == Role.CRM) | (roles == Role.OLD)
+        of_crm = np.isin(roles, TRAIN_CRM)
         windows = np.full(len(times), NO_WINDOW, np.int8)
         windows[of_crm & ((times < self.crm_since_s) == self.is_replay)] = Window.CRM
         of_bank = roles == Role.BANK

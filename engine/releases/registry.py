@@ -6,9 +6,8 @@
     <root>/live.json     {"release_id", "previous_id", "experiment"}, replaced in one step
 
 A release never changes once its manifest is there; it may be deleted while `live.json` does not
-name it. `live.json` is the only truth about what is
-live, and which challenger is tried out beside it. Many may read at a time; one publishes an id, and
-one writes `live.json`.
+name it. `live.json` is the only truth about what is live, and which challenger is tried out beside
+it. Many may read at a time; one publishes an id, and one writes `live.json`.
 """
 
 import json

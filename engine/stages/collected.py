@@ -25,7 +25,7 @@ from engine.artifacts import Artifact
 from engine.config import ColumnsConfig, SourceConfig
 from engine.data.catalogue import Catalogue
 from engine.data.profiles import Profiles
-from engine.data.schema import part_name, users_schema
+from engine.data.schema import items_schema, part_name, users_schema
 from engine.errors import ConfigError, DataError
 from engine.recommender.feedback import rating_of
 from engine.releases.registry import Registry
@@ -210,7 +210,7 @@ def _write_items(
     sent = {
         stored.item.item_id: {
             "item_id": stored.item.item_id, "title": stored.item.title,
-            **{name: stored.item.fields.get(name, ()) for name in fields},
+            **stored.item.values_of(fields),
         }
         for stored in items_since(database, 0, "")
         if stored.item.title is not None        # else withdrawn as it was
@@ -221,10 +221,7 @@ def _write_items(
         rows = _of_day(rows, known, of_events)
     for item_id in untold:
         rows[item_id] = {"item_id": item_id, "title": item_id, **dict.fromkeys(fields, ())}
-    schema = pa.schema([
-        ("item_id", pa.string()), ("title", pa.string()),
-        *[(name, pa.list_(pa.string())) for name in fields],
-    ])
+    schema = items_schema(tuple(fields)).remove(0)      # the next import numbers them
     _write_rows(storage.join(uri, "items.parquet"), rows, schema)
     return len(rows), len(untold)
 

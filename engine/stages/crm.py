@@ -76,7 +76,7 @@ def make_examples(
     """Return the artifact "crm_examples": features of every training row, shared by all seeds.
 
     With a parent its maps grow. With roles a slate's window comes from its role, so rows reach to
-    the end of the timeline, and no row that judges is counted.
+    the end of the timeline, and only those that train the CRM are counted.
     """
     if windows not in ((Window.CRM,), (Window.CRM, Window.BANK)):
         raise ConfigError(f"a CRM trains on (CRM,) or (CRM, BANK), got {windows}")

@@ -48,11 +48,23 @@ def compare(
         threads=config.adapters.threads_per_worker, ranking=RankingConfig(llm_candidates=0),
     )
     exclude_seen = config.source.label.kind != "implicit"
+    sittings = [
+        Sitting(registry.root, each, serving, exclude_seen, config.adapters.num_workers)
+        for each in release_ids
+    ]
+    return hold_exam(run, config, exam, histories, sittings)
+
+
+def hold_exam(
+    out: str, config: EngineConfig, exam: Artifact, histories: Artifact,
+    sittings: Sequence[Sitting],
+) -> Artifact:
+    """Let one or two releases sit an exam; return the report, measured as a configuration says."""
     answers = []
-    for each in release_ids:
-        sitting = Sitting(registry.root, each, serving, exclude_seen, config.adapters.num_workers)
-        scores = sit_exam(run, exam, histories, sitting)
-        answers.append(Answers.read(registry.folder(each), each, scores))
-    return report_exam(run, exam, answers, Settings(
+    for each in sittings:
+        scores = sit_exam(out, exam, histories, each)
+        folder = Registry(each.registry).folder(each.release_id)
+        answers.append(Answers.read(folder, each.release_id, scores))
+    return report_exam(out, exam, answers, Settings(
         config.evaluation.bootstrap_draws, config.run.seed, config.evaluation.max_rows
     ))

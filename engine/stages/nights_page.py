@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine import storage
+from engine.releases.promotion import JUDGED
 from engine.stages import plots
 from engine.stages.page import data_uri, format_moment, render_page
 from engine.state.nights import Entry, EntryKind
@@ -18,8 +19,6 @@ COUNTS = {
     "rows for the bank": ("slates", "bank_rows"), "tokens read": ("bank", "training_tokens"),
 }
 """What is told of a night -> kind and fact of the artifact that knows."""
-JUDGED = {"fused": "sample", "crm_calibrated": "all"}
-"""Model -> the rows on which it is judged."""
 
 
 def write_nights(run: str, ledger: Sequence[Entry]) -> str:
@@ -41,19 +40,19 @@ def render(ended: Sequence[Entry]) -> str:
 
 
 def _night(entry: Entry) -> dict[str, Any]:
-    facts, difference = entry.detail.get("facts", {}), entry.detail.get("difference")
+    facts = entry.detail.get("facts", {})
     counts = {
         title: facts[kind][name] for title, (kind, name) in COUNTS.items()
         if name in facts.get(kind, {})
     }
     return {
         "number": entry.opened_id or entry.night_id, "kind": entry.kind.value,
-        "ended": format_moment(entry.at_s or 0), "until": entry.until_s and format_moment(
-            entry.until_s
-        ), "parent_id": entry.parent_id, "release_id": entry.release_id,
-        "reasons": entry.reasons, "counts": counts, "report": entry.detail.get("report"),
-        "moved": facts.get("bank", {}).get("moved", {}), "code": entry.detail.get("code"),
-        "difference": difference,
+        "ended": format_moment(entry.at_s or 0),
+        "until": entry.until_s and format_moment(entry.until_s),
+        "parent_id": entry.parent_id, "release_id": entry.release_id,
+        "reasons": entry.reasons, "counts": counts,
+        "moved": facts.get("bank", {}).get("moved", {}),
+        **{name: entry.detail.get(name) for name in ("report", "code", "difference")},
     }
 
 
@@ -66,5 +65,5 @@ def difference_of(report: Mapping[str, Any]) -> dict[str, Any]:
             "num_users": tables[rows, "all"]["num_users"],
             **{name: tables[rows, "all"]["models"][model][name] for name in ("auc", "log_loss")},
         }
-        for model, rows in JUDGED.items()
+        for rows, model in JUDGED.items()
     }

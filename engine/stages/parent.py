@@ -29,7 +29,6 @@ class Parent:
     item_text: Artifact
     crm: Artifact
     bank: Artifact
-    popularity: Artifact
     fusion: Artifact
 
     @classmethod
@@ -44,7 +43,7 @@ class Parent:
         timeline = Timeline(**facts.data_window)
         artifacts = {
             kind: _open(run, kind, facts.inputs[kind], release_id)
-            for kind in ("histories", "item_text", "crm", "bank", "popularity", "fusion")
+            for kind in ("histories", "item_text", "crm", "bank", "fusion")
         }
         roles = _roles(facts.roles, config.night.roles, timeline, release_id)
         return cls(release_id, timeline, roles, **artifacts)

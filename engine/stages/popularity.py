@@ -1,7 +1,7 @@
 """Stage: histories -> popularity (kind "popularity"): counts of each item before T1.
 
 Partitions are counted in parallel; each yields two vectors of the catalogue's length, added here.
-With roles all events are counted but those that judge, whenever they happened.
+With roles the events that train the CRM are counted, whenever they happened.
 """
 
 from functools import partial
