@@ -266,7 +266,7 @@ def challenge(
     item_text = extend_item_text(root, config, parent.item_text, parent.histories, histories)
     anew = config.night.from_scratch
     rows_until = parent.all_rows_until if anew else parent.rows_until
-    rows = rows_until(end_s, config.night.tune_days)
+    rows = rows_until(end_s, config.night)
     popularity = count_popularity(root, config, histories, roles=roles)
     slates = build_night_slates(root, config, histories, popularity, rows)
     made += [item_text, popularity, slates]

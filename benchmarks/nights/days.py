@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from engine import artifacts, storage
 from engine.artifacts import Artifact
+from engine.stages.collected import write_source
 from engine.types import IntArray
 
 
@@ -45,15 +46,10 @@ def _write(uri: str, *, interactions: Artifact, shares: Sequence[float]) -> dict
         folder = f"day-{number:03d}"
         times = events["timestamp_s"]
         part = events.filter(pc.and_(pc.greater_equal(times, start_s), pc.less(times, end_s)))
-        tables = {
-            "interactions/part-00000": part.rename_columns(
-                ["user_id", "item_id", "timestamp", "rating", "label"]
-            ),
-            "items": _of(items, "item_id", part).drop_columns(["item"]),
-            "users": _of(users, "user_id", part),
-        }
-        for name, table in tables.items():
-            storage.write_table(storage.join(uri, folder, f"{name}.parquet"), table)
+        write_source(
+            storage.join(uri, folder), part, _of(items, "item_id", part),
+            _of(users, "user_id", part),
+        )
         days.append({"start_s": start_s, "end_s": end_s, "folder": folder, "events": len(part)})
     return {"days": days}
 

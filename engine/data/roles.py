@@ -93,12 +93,14 @@ class JudgedRows:
 
     timeline: Timeline
     roles: Roles
+    max_user_rows: int
+    """The newest of a user that judge."""
 
     def windows_of(self, user_id: str, timestamps_s: IntArray) -> IntArray:
         """Return the window of each row by its time; NO_WINDOW for one of another role."""
         windows = self.timeline.window_of(timestamps_s)
         windows[self.roles.of(user_id, timestamps_s) != Role.JUDGE] = NO_WINDOW
-        return windows
+        return newest(windows, self.max_user_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class NightRows:
     bank_since_s: int
     tune_since_s: int
     end_s: int
+    max_user_rows: int
+    """The newest of a user, in each window, that are for anything."""
     is_replay: bool = False
     """Whether this is about the rows that are not new."""
 
@@ -134,4 +138,13 @@ class NightRows:
         if not self.is_replay:
             windows[(roles == Role.TUNE) & (times >= self.tune_since_s)] = Window.VALIDATION
         windows[times >= self.end_s] = NO_WINDOW
-        return windows
+        return newest(windows, self.max_user_rows)
+
+
+def newest(windows: IntArray, limit: int) -> IntArray:
+    """Return the windows of a user's rows, oldest first, where each keeps its newest `limit` rows.
+    """
+    kept = windows.copy()
+    for window in np.unique(windows[windows != NO_WINDOW]):
+        kept[np.flatnonzero(windows == window)[:-limit]] = NO_WINDOW
+    return kept

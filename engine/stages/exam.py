@@ -9,6 +9,7 @@ rows are of items that all of them know; how many events that leaves out is amon
 are held against all that was liked: what a release does not know, it cannot recommend.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,15 +102,16 @@ def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
 
 def set_exam(
     out: str, histories: Artifact, releases: Sequence[Examined], period: Period, *, llm_rows: int,
-    roles: Roles | None = None, train_end_s: int | None = None,
+    roles: Roles | None = None, max_user_rows: int = sys.maxsize, train_end_s: int | None = None,
 ) -> Artifact:
     """Return the artifact "exam".
 
     Labels, slates and seed are those of the first release. llm_rows: most rows (of whole users)
-    in the sample. roles: only the rows that judge are asked. train_end_s: events before it make
-    items warm and users old, and weigh drawn negatives; by default the first release's T1. Raises
-    DataError if a release learned from events of the period (or does not keep to the roles), no
-    event is in it, or the histories are of other data or labels than the releases.
+    in the sample. roles: only the rows that judge are asked, the newest of each user. train_end_s:
+    events before it make items warm and users old, and weigh drawn negatives; by default the first
+    release's T1. Raises DataError if a release learned from events of the period (or does not keep
+    to the roles), no event is in it, or the histories are of other data or labels than the
+    releases.
     """
     _check_period(period, releases, roles)
     titles = read_titles(histories.path("items.parquet"))
@@ -128,10 +130,11 @@ def set_exam(
         "items": storage.sha256(is_known_I.tobytes()),
     }
     if roles is not None:
-        settings["roles"] = roles.to_json()
+        settings |= {"roles": roles.to_json(), "max_user_rows": max_user_rows}
     write = partial(
         _write, histories=histories, config=first.config, timeline=timeline,
-        is_known_I=is_known_I, llm_rows=llm_rows, roles=roles,
+        is_known_I=is_known_I, llm_rows=llm_rows,
+        windows=timeline if roles is None else JudgedRows(timeline, roles, max_user_rows),
     )
     return artifacts.make(out, "exam", settings, [histories], write)
 
@@ -187,14 +190,13 @@ def _check_data(
 
 def _write(
     uri: str, *, histories: Artifact, config: EngineConfig, timeline: Timeline,
-    is_known_I: npt.NDArray[np.bool_], llm_rows: int, roles: Roles | None,
+    is_known_I: npt.NDArray[np.bool_], llm_rows: int, windows: Timeline | JudgedRows,
 ) -> dict[str, Any]:
     partitions = range(len(histories.files("histories/")))
     events_I = count_items(histories, timeline, partitions)
     sampler = None
     if config.source.label.kind == "implicit":
         sampler = NegativeSampler.from_counts(events_I, config.slates).among(is_known_I)
-    windows = timeline if roles is None else JudgedRows(timeline, roles)
     builder = SlateBuilder(config, windows, sampler)
     write = partial(
         _write_partition, uri=uri, histories=histories.uri, builder=builder, timeline=timeline,

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from engine import storage
 from engine.artifacts import Artifact, open_artifact
-from engine.config import EngineConfig, RolesConfig
+from engine.config import EngineConfig, NightConfig, RolesConfig
 from engine.data.roles import NightRows, Roles
 from engine.data.splits import DAY_S
 from engine.errors import ArtifactError, ConfigError, ReleaseError
@@ -48,16 +48,17 @@ class Parent:
         roles = _roles(facts.roles, config.night.roles, timeline, release_id)
         return cls(release_id, timeline, roles, **artifacts)
 
-    def rows_until(self, end_s: int, tune_days: int) -> NightRows:
+    def rows_until(self, end_s: int, night: NightConfig) -> NightRows:
         """Return what the rows before a time are for in the night that follows."""
         return NightRows(
             self.roles, crm_since_s=self.timeline.t0_s, bank_since_s=self.timeline.t2_s,
-            tune_since_s=max(self.roles.since_s, end_s - tune_days * DAY_S), end_s=end_s,
+            tune_since_s=max(self.roles.since_s, end_s - night.tune_days * DAY_S), end_s=end_s,
+            max_user_rows=night.max_user_rows,
         )
 
-    def all_rows_until(self, end_s: int, tune_days: int) -> NightRows:
+    def all_rows_until(self, end_s: int, night: NightConfig) -> NightRows:
         """Return what the rows are for where CRM and bank begin anew: none is old."""
-        rows = self.rows_until(end_s, tune_days)
+        rows = self.rows_until(end_s, night)
         return replace(rows, crm_since_s=self.timeline.start_s, bank_since_s=self.roles.since_s)
 
 

@@ -9,7 +9,6 @@ from sqlalchemy import Engine
 from benchmarks.live import copy_release
 from engine import storage
 from engine.config import EngineConfig
-from engine.data.layers import layer_names
 from engine.errors import ChecksumError, ConfigError, NightRunningError, ReleaseError
 from engine.releases.promotion import Decision, Verdict
 from engine.releases.registry import Registry
@@ -24,36 +23,11 @@ from tests.jobs.nights import LENIENT, World
 
 
 @pytest.mark.slow
-def test_a_second_night_goes_on_from_the_first_and_the_ledger_knows_how(
-    one_night: World, tmp_path: Path
+def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(
+    known_night: World, tmp_path: Path
 ) -> None:
-    world = one_night.copy(tmp_path / "world")
-    [_, one] = world.ledger()
-    assert one.kind is EntryKind.PROMOTED, one.reasons
-    assert world.live() == one.release_id != world.base_id
-    two = world.night(2)
-    assert (two.kind, two.parent_id) == (EntryKind.PROMOTED, one.release_id)
-    assert [entry.kind for entry in world.ledger()] == [
-        EntryKind.OPENED, EntryKind.PROMOTED, EntryKind.OPENED, EntryKind.PROMOTED,
-    ]
-    assert two.since_s == world.days[1].end_s
-    registry = Registry(world.config.run.registry)
-    manifest = registry.verify(str(two.release_id))
-    assert manifest.facts.parent_id == one.release_id
-    assert manifest.facts.roles == registry.verify(str(one.release_id)).facts.roles
-    histories = f"{world.config.run.root}/histories-{manifest.facts.inputs['histories']}"
-    assert len(layer_names(histories)) == 2         # the day before, and the base
-    assert two.detail["facts"]["bank"]["moved"]["bank_b"] > 0
-    page = (world.folder / "run/nights.html").read_text()
-    assert page.count("<h2") == 2
-    assert "challenger - live" in page or "img alt" in page
-
-
-@pytest.mark.slow
-def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(first: World,
-                                                                       tmp_path: Path) -> None:
     strict = {**LENIENT, "loss_margin": 0.0, "auc_margin": 0.0}
-    world = first.copy(tmp_path / "world", promotion=strict)
+    world = known_night.copy(tmp_path / "world", promotion=strict)
     held = world.night(1)
     assert held.kind is EntryKind.HELD
     assert held.release_id is not None
@@ -71,9 +45,9 @@ def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(first: W
 
 @pytest.mark.slow
 def test_a_night_that_was_stopped_ends_in_the_same_release(
-    world: World, one_night: World, monkeypatch: pytest.MonkeyPatch
+    known_night: World, one_night: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [_, whole] = one_night.ledger()
+    world, [_, whole] = known_night, one_night.ledger()
 
     def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
