@@ -231,8 +231,11 @@ def describe(bench: Bench, name: str, seed: int, trained: Trained) -> dict[str, 
 
 
 def settings_here(config: EngineConfig) -> dict[str, Any]:
-    """Return what a result depends on: not its place, but the type that `auto` means here."""
+    """Return what a result depends on: not its place, nor the nights after it, but the type that
+    `auto` means here.
+    """
     settings = config.settings()
+    del settings["night"]
     for place in ("root", "registry", "state"):
         del settings["run"][place]
     settings["base_model"]["dtype"] = dtype_name(config)

@@ -182,6 +182,14 @@ def test_a_row_takes_the_rate_that_it_or_the_first_of_its_kind_chose(
         "bank-hybrid"
     )
 
+    def overridden(name: str, value: float) -> FakeBench:
+        overrides = {**plan.overrides, name: value}
+        changed = plan.model_copy(update={"rates": {"bank-user": (0.25,)}, "overrides": overrides})
+        return FakeBench(changed, Results(tmp_path), "")
+
+    assert overridden("night.max_slates", 7).settings_digest("lora-8") == one
+    assert overridden("adapters.max_slates", 7).settings_digest("lora-8") != one
+
 
 def test_every_row_is_trained_before_any_row_twice() -> None:
     plan = Plan(title="x", config="y", seeds=(1, 2), rows=("lora-8", "lora-64", "bank-user"),
