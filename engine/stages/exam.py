@@ -103,15 +103,16 @@ def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
 def set_exam(
     out: str, histories: Artifact, releases: Sequence[Examined], period: Period, *, llm_rows: int,
     roles: Roles | None = None, max_user_rows: int = sys.maxsize, train_end_s: int | None = None,
+    newest_s: int | None = None,
 ) -> Artifact:
     """Return the artifact "exam".
 
     Labels, slates and seed are those of the first release. llm_rows: most rows (of whole users)
     in the sample. roles: only the rows that judge are asked, the newest of each user. train_end_s:
     events before it make items warm and users old, and weigh drawn negatives; by default the first
-    release's T1. Raises DataError if a release learned from events of the period (or does not keep
-    to the roles), no event is in it, or the histories are of other data or labels than the
-    releases.
+    release's T1. newest_s: where the newest day begins, a slice of the report. Raises DataError if
+    a release learned from events of the period (or does not keep to the roles), no event is in it,
+    or the histories are of other data or labels than the releases.
     """
     _check_period(period, releases, roles)
     titles = read_titles(histories.path("items.parquet"))
@@ -131,6 +132,8 @@ def set_exam(
     }
     if roles is not None:
         settings |= {"roles": roles.to_json(), "max_user_rows": max_user_rows}
+    if newest_s is not None:
+        settings["newest_s"] = newest_s
     write = partial(
         _write, histories=histories, config=first.config, timeline=timeline,
         is_known_I=is_known_I, llm_rows=llm_rows,

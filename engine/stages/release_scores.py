@@ -283,6 +283,7 @@ class _Examinee:
             {
                 **same, "item": item, "label": slate["labels"][slot], "kind": slate["kinds"][slot],
                 "item_events": slate["item_events"][slot],
+                "timestamp_s": slate["timestamps_s"][slot],
                 "popularity": float(popularity_M[slot]), "crm_logit": crm["logits"][slot],
                 "crm_row_logit": crm["row_logits"][slot],
                 "llm_logit": None if llm_M is None else float(llm_M[slot]),

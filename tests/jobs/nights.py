@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,8 +22,9 @@ from tests.generated import write_recbole
 
 LENIENT = {"loss_margin": 5.0, "auc_margin": 1.0, "slice_loss_margin": 5.0,
            "max_calibration_error": 1.0, "min_users": 1}
-NEW_USER = "came-after-the-base"
-"""Of whom no first release knows."""
+NEW_USER, MACHINE = "came-after-the-base", "a-machine"
+"""Of whom no first release knows; the second sends a million events on the first day."""
+NEW_ITEM = "never-seen"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def first_world(folder: Path, values: dict[str, Any]) -> World:
     most_active = _most_active_user(days[1].folder)
     for number, day in enumerate(days[1:], start=1):
         days[number] = replace(day, folder=_rename_user(day.folder, most_active, NEW_USER))
+    _add_events(days[1], odd_events(days[1]))
     config = config.model_copy(update={"source": source_of(config.source, days[0].folder)})
     return World(folder, config, days, train_reclora.run(config).release_id)
 
@@ -103,3 +106,25 @@ def _rename_user(folder: str, old: str, new: str) -> str:
             table.schema.get_field_index("user_id"), "user_id", names
         ))
     return copy
+
+
+def odd_events(day: Day, number: int = 1_000_000) -> pa.Table:
+    """Return what must spoil no night: a machine's events, an unknown item, times out of bounds."""
+    rng = np.random.default_rng(0)
+    some = storage.read_table(storage.join(day.folder, "items.parquet"))["item_id"].to_pylist()
+    span_s = day.end_s - day.start_s
+    ratings = rng.integers(1, 6, number + 3)
+    return pa.table({
+        "user_id": [*[MACHINE] * number, *[NEW_USER] * 3],
+        "item_id": [*np.array(some)[rng.integers(0, len(some), number)], NEW_ITEM, *some[:2]],
+        "timestamp": [
+            *(day.start_s + np.arange(number) * span_s // number), day.start_s, 1, 4_102_444_800,
+        ],
+        "rating": ratings.astype(np.float32), "label": (ratings >= 4).astype(np.int8),
+    })
+
+
+def _add_events(day: Day, events: pa.Table) -> None:
+    uri = storage.join(day.folder, "interactions/part-00000.parquet")
+    table = storage.read_table(uri)
+    storage.write_table(uri, pa.concat_tables([table, events.cast(table.schema)]))

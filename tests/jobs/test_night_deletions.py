@@ -30,6 +30,9 @@ def test_a_second_night_goes_on_from_the_first_without_a_user_who_left_in_betwee
     assert {name.partition("-")[0] for name in named} >= {
         f"run/{kind}" for kind in ("interactions", "histories", "slates")
     }
+    facts = one.detail["facts"]["histories"]
+    assert (facts["future_events"], facts["late_events"]) == (1, 1)     # of 2100, and of 1970
+    assert facts["longest"] > 900_000                                   # a machine's
     assert len(layer_names(histories_of(world, world.live()))) == 1     # the base
     database = open_database(str(config.run.state))
     delete_user(database, NEW_USER)

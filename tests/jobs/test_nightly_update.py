@@ -1,5 +1,9 @@
 """Nights on a tiny model: what is promoted, what is held, and how one that was stopped ends."""
 
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from engine.errors import ChecksumError, ConfigError, NightRunningError, Release
 from engine.releases.promotion import Decision, Verdict
 from engine.releases.registry import Registry
 from engine.stages import judgement
-from engine.state import nights
+from engine.state import histories, nights
 from engine.state.database import open_database
 from engine.state.leases import leased
 from engine.state.nights import Entry, EntryKind
@@ -95,6 +99,48 @@ def test_a_corrupted_live_release_ends_the_night_and_the_ledger_says_why(world: 
     assert failed.kind is EntryKind.FAILED
     assert "bank.safetensors" in failed.reasons[0]
     assert world.live() == world.base_id
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder with 100 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("nobody but root may mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_fails_the_night_and_the_next_one_makes_the_same_release(
+    known_night: World, one_night: World, small_disk: Path
+) -> None:
+    world, [_, whole] = known_night.copy(small_disk / "world"), one_night.ledger()
+    free_bytes = shutil.disk_usage(small_disk).free - 100_000
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(free_bytes))
+    with pytest.raises(OSError, match="No space left"):
+        world.night(1)
+    assert world.live() == world.base_id
+    assert world.ledger()[-1].kind in (EntryKind.OPENED, EntryKind.FAILED)
+    filler.unlink()
+    ended = world.night(1)
+    assert (ended.kind, ended.release_id) == (EntryKind.PROMOTED, whole.release_id)
+    Registry(world.config.run.registry).verify(world.live())
+
+
+def test_a_clock_that_jumped_back_teaches_nothing_twice(
+    one_night: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = one_night.copy(tmp_path / "world")
+    end_s = world.days[1].end_s
+    monkeypatch.setattr(histories, "newest_bound", lambda: end_s - 3600)
+    held = nightly_update.run(world.config)
+    assert (held.kind, held.reasons) == (EntryKind.HELD, ("no event came in",))
+    assert (held.since_s, held.until_s) == (end_s, end_s)
+    with pytest.raises(ConfigError, match="has learned"):
+        nightly_update.run(world.config, until_s=end_s - 3600)
 
 
 def test_two_nights_never_run_at_once(world: World) -> None:

@@ -200,8 +200,9 @@ def test_a_night_learns_what_was_posted_and_the_next_answer_is_its_releases(
         }
         for number in range(12) for user in range(1, 31)
     ]
-    stored = http.post("/v1/events", json={"events": events}).json()["events"]
-    assert {event["status"] for event in stored} == {"stored"}
+    for number in range(0, len(events), 30):
+        stored = http.post("/v1/events", json={"events": events[number : number + 30]}).json()
+        assert {event["status"] for event in stored["events"]} == {"stored"}
 
     printed = submit(
         ray_local, "jobs/nightly_update.py", "--config", str(config_file),
