@@ -193,8 +193,11 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def spend_night(config: EngineConfig, dashboard: str, url: str) -> None:
     """Learn the day, and let the application know of a new live release."""
+    from engine.state.histories import COMMIT_MARGIN_S
     from jobs import nightly_update, promote
 
+    print(f"in {COMMIT_MARGIN_S} s the night knows that no event is still on its way")
+    time.sleep(COMMIT_MARGIN_S + 1)
     ended = nightly_update.run(config)
     nightly_update.describe(ended)
     print(f"all nights: {absolute(config.run.root)}/nights.html")
