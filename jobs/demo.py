@@ -3,7 +3,7 @@
 python jobs/demo.py --config jobs/configs/demo.yaml
 
 Each user's newest events are held back from the training. They are posted over HTTP as if they
-happened today, and the night learns them.
+happened on the day after it, and the night learns them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SERVE_CONFIG = "serve_configs/local.yaml"
 START_TIMEOUT_S = 300
 NUM_USERS = 5
 HELD_BACK = 5
-"""Newest events of each user, which come today."""
+"""Newest events of each user, which come on the day after the training."""
 BATCH_EVENTS = 500
 Event = dict[str, Any]
 
@@ -56,7 +56,7 @@ def demonstrate(config: EngineConfig) -> None:
     configure_logging()
     dashboard = start_ray()
     try:
-        base, today = hold_back(config)
+        base, day = hold_back(config)
         outcome = train_reclora.run(base)
         application = serve_config(base)
         seed_state.seed_histories(outcome.histories.uri, config.run.state)
@@ -67,7 +67,7 @@ def demonstrate(config: EngineConfig) -> None:
             answers = [ask(url, user_id) for user_id in list(dict.fromkeys(users))[:NUM_USERS]]
             show_items(answers[0])
             show_mixes(answers)
-            post_events(url, today)
+            post_events(url, day)
             spend_night(base, dashboard, url)
             show_items(ask(url, answers[0]["user_id"]))
     finally:
@@ -75,7 +75,8 @@ def demonstrate(config: EngineConfig) -> None:
 
 
 def hold_back(config: EngineConfig) -> tuple[EngineConfig, list[Event]]:
-    """Return settings of a training without each user's newest events, and these as today's."""
+    """Return settings of a training without each user's newest events, and these as the day after.
+    """
     import pyarrow as pa  # --help needs none of these
     import pyarrow.compute as pc
 
@@ -83,31 +84,34 @@ def hold_back(config: EngineConfig) -> tuple[EngineConfig, list[Event]]:
     from engine.stages.collected import source_of, write_source
     from engine.stages.interactions import import_data
 
-    whole = import_data(config.run.root, config)
+    root = storage.join(config.run.root, "source")      # not an output that a night may delete
+    whole = import_data(root, config)
     events = pa.concat_tables(map(storage.read_table, whole.files("interactions/")))
     events = events.sort_by([(name, "ascending") for name in ("timestamp_s", "user_id", "item_id")])
     ages = events.to_pandas().groupby("user_id").cumcount(ascending=False)      # 0: the newest
-    is_today = pa.array(ages < HELD_BACK)
+    is_newest = pa.array(ages < HELD_BACK)
+    before = events.filter(pc.invert(is_newest))
 
     def write(uri: str) -> dict[str, Any]:
-        before = events.filter(pc.invert(is_today))
         tables = [storage.read_table(whole.path(f"{name}.parquet")) for name in ("items", "users")]
         write_source(uri, before, *tables)
         return {"events": len(before)}
 
-    base = artifacts.make(config.run.root, "base", {"held_back": HELD_BACK}, [whole], write)
+    base = artifacts.make(root, "base", {"held_back": HELD_BACK}, [whole], write)
     source = source_of(config.source, base.uri)
-    today = as_today(events.filter(is_today).to_pylist())
-    return config.model_copy(update={"source": source}), today
+    end_s = before["timestamp_s"].to_numpy().max()
+    day = next_day(events.filter(is_newest).to_pylist(), int(end_s) + 1)
+    return config.model_copy(update={"source": source}), day
 
 
-def as_today(rows: Sequence[dict[str, Any]]) -> list[Event]:
-    """Return rows of INTERACTIONS as events of the last hours, a second after one another."""
-    begin_s = int(time.time()) - len(rows)
+def next_day(rows: Sequence[dict[str, Any]], start_s: int) -> list[Event]:
+    """Return rows of INTERACTIONS as events of the next hours, a second after one another. They are
+    the same whenever this runs, so a second demo posts nothing new.
+    """
     return [
         {
             "event_id": f"demo-{row['user_id']}-{row['item_id']}", "user_id": row["user_id"],
-            "item_id": row["item_id"], "rating": row["rating"], "timestamp_s": begin_s + number,
+            "item_id": row["item_id"], "rating": row["rating"], "timestamp_s": start_s + number,
         }
         for number, row in enumerate(rows)
     ]
@@ -144,11 +148,13 @@ def serving(dashboard: str, settings: dict[str, Any]) -> Iterator[str]:
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
     url = f"http://127.0.0.1:{settings['http_options']['port']}"
-    ServeSubmissionClient(dashboard).deploy_applications(settings)
-    print(f"serving on {url}")
-    wait_until_ready(url)
-    yield url
-    serve.shutdown()
+    try:
+        ServeSubmissionClient(dashboard).deploy_applications(settings)
+        print(f"serving on {url}")
+        wait_until_ready(url)
+        yield url
+    finally:
+        serve.shutdown()
 
 
 def wait_until_ready(url: str) -> None:
@@ -178,7 +184,7 @@ def post_events(url: str, events: Sequence[Event]) -> None:
         answer = post(f"{url}/v1/events", {"events": events[start : start + BATCH_EVENTS]})
         became.update(event["status"] for event in answer["events"])
     counts = ", ".join(f"{number} {status}" for status, number in became.items())
-    print(f"\nposted {len(events)} events of today: {counts}")
+    print(f"\nposted {len(events)} events of a day: {counts}")
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -192,13 +198,16 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def spend_night(config: EngineConfig, dashboard: str, url: str) -> None:
-    """Learn the day, and let the application know of a new live release."""
+    """Learn the day beside the application, with one worker, as it holds a part of the CPUs; and
+    let it know of a new live release.
+    """
     from engine.state.histories import COMMIT_MARGIN_S
     from jobs import nightly_update, promote
 
     print(f"in {COMMIT_MARGIN_S} s the night knows that no event is still on its way")
     time.sleep(COMMIT_MARGIN_S + 1)
-    ended = nightly_update.run(config)
+    alone = config.adapters.model_copy(update={"num_workers": 1})
+    ended = nightly_update.run(config.model_copy(update={"adapters": alone}))
     nightly_update.describe(ended)
     print(f"all nights: {absolute(config.run.root)}/nights.html")
     if ended.kind == "promoted":

@@ -283,7 +283,7 @@ def challenge(
     item_text = extend_item_text(root, config, parent.item_text, parent.histories, histories)
     anew = config.night.from_scratch
     rows_until = parent.all_rows_until if anew else parent.rows_until
-    rows = rows_until(end_s, config.night)
+    rows = rows_until(end_s, config.night.tune_days)
     popularity = count_popularity(root, config, histories, roles=roles)
     slates = build_night_slates(root, config, histories, popularity, rows)
     made += [item_text, popularity, slates]
@@ -306,7 +306,7 @@ def challenge(
     release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))
     made += [crm, crm_scores, prompts, bank, fusion]
     try:
-        new = Period(parent.timeline.t2_s, end_s)
+        new = Period(parent.day_s, end_s)
         report = judge(root, config, histories, [release_id, opened.parent_id], roles, new)
     except DataError as error:
         return _held(f"nothing to judge by: {error}", made, release_id)

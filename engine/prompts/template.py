@@ -91,6 +91,7 @@ class PromptBuilder:
         fields = dict.fromkeys(self.source.user_fields, ("value",))
         built = self.build_all(example, Profile("user", fields), np.array([1, 0]))
         pieces = [piece for each in built for piece in (each.prompt.prefix, *each.prompt.blocks)]
+        pieces.append(np.array([ITEM_TOKENS, PROFILE_TOKENS]))
         return hashlib.sha256(b"|".join(p.astype(np.int64).tobytes() for p in pieces)).hexdigest()
 
     def build(self, history: History, profile: Profile, candidates: IntArray) -> BuiltPrompt:

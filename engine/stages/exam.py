@@ -9,7 +9,6 @@ rows are of items that all of them know; how many events that leaves out is amon
 are held against all that was liked: what a release does not know, it cannot recommend.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,13 +101,12 @@ def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
 
 def set_exam(
     out: str, histories: Artifact, releases: Sequence[Examined], period: Period, *, llm_rows: int,
-    roles: Roles | None = None, max_user_rows: int = sys.maxsize, train_end_s: int | None = None,
-    newest_s: int | None = None,
+    roles: Roles | None = None, train_end_s: int | None = None, newest_s: int | None = None,
 ) -> Artifact:
     """Return the artifact "exam".
 
     Labels, slates and seed are those of the first release. llm_rows: most rows (of whole users)
-    in the sample. roles: only the rows that judge are asked, the newest of each user. train_end_s:
+    in the sample. roles: only the rows that judge are asked. train_end_s:
     events before it make items warm and users old, and weigh drawn negatives; by default the first
     release's T1. newest_s: where the newest day begins, a slice of the report. Raises DataError if
     a release learned from events of the period (or does not keep to the roles), no event is in it,
@@ -131,13 +129,13 @@ def set_exam(
         "items": storage.sha256(is_known_I.tobytes()),
     }
     if roles is not None:
-        settings |= {"roles": roles.to_json(), "max_user_rows": max_user_rows}
+        settings["roles"] = roles.to_json()
     if newest_s is not None:
         settings["newest_s"] = newest_s
     write = partial(
         _write, histories=histories, config=first.config, timeline=timeline,
         is_known_I=is_known_I, llm_rows=llm_rows,
-        windows=timeline if roles is None else JudgedRows(timeline, roles, max_user_rows),
+        windows=timeline if roles is None else JudgedRows(timeline, roles),
     )
     return artifacts.make(out, "exam", settings, [histories], write)
 

@@ -43,7 +43,7 @@ def compare(
     examined = [read_examined(registry, each) for each in release_ids]
     exam = set_exam(
         run, histories, examined, period, llm_rows=rows, roles=roles,
-        max_user_rows=config.night.max_user_rows, train_end_s=period.start_s, newest_s=newest_s,
+        train_end_s=period.start_s, newest_s=newest_s,
     )
     serving = ServingConfig(
         model_cache=config.base_model.cache, device=config.base_model.device,

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from engine import storage
 from engine.artifacts import Artifact, open_artifact
-from engine.config import EngineConfig, NightConfig, RolesConfig
+from engine.config import EngineConfig, RolesConfig
 from engine.data.roles import NightRows, Roles
 from engine.data.splits import DAY_S
 from engine.errors import ArtifactError, ConfigError, ReleaseError
@@ -25,6 +25,8 @@ class Parent:
     """All before t0 trained the CRM, all before t2 was learned or chosen from."""
     roles: Roles
     """Those that its children keep to, too."""
+    day_s: int
+    """Where the next night's day begins: of what is later it knows nothing."""
     histories: Artifact
     item_text: Artifact
     crm: Artifact
@@ -45,20 +47,23 @@ class Parent:
             kind: _open(run, kind, facts.inputs[kind], release_id)
             for kind in ("histories", "item_text", "crm", "bank", "fusion")
         }
-        roles = _roles(facts.roles, config.night.roles, timeline, release_id)
-        return cls(release_id, timeline, roles, **artifacts)
+        roles = replace(
+            _roles(facts.roles, config.night.roles, timeline, release_id),
+            max_user_rows=config.night.max_user_rows,
+        )
+        day_s = timeline.end_s + 1 if facts.roles is None else timeline.t2_s
+        return cls(release_id, timeline, roles, day_s, **artifacts)
 
-    def rows_until(self, end_s: int, night: NightConfig) -> NightRows:
+    def rows_until(self, end_s: int, tune_days: int) -> NightRows:
         """Return what the rows before a time are for in the night that follows."""
         return NightRows(
             self.roles, crm_since_s=self.timeline.t0_s, bank_since_s=self.timeline.t2_s,
-            tune_since_s=max(self.roles.since_s, end_s - night.tune_days * DAY_S), end_s=end_s,
-            max_user_rows=night.max_user_rows,
+            tune_since_s=max(self.roles.since_s, end_s - tune_days * DAY_S), end_s=end_s,
         )
 
-    def all_rows_until(self, end_s: int, night: NightConfig) -> NightRows:
+    def all_rows_until(self, end_s: int, tune_days: int) -> NightRows:
         """Return what the rows are for where CRM and bank begin anew: none is old."""
-        rows = self.rows_until(end_s, night)
+        rows = self.rows_until(end_s, tune_days)
         return replace(rows, crm_since_s=self.timeline.start_s, bank_since_s=self.roles.since_s)
 
 

@@ -75,7 +75,7 @@ class Sitting:
 def sit_exam(out: str, exam: Artifact, histories: Artifact, sitting: Sitting) -> Artifact:
     """Return the artifact "release_scores" of one release."""
     write = partial(_write, exam=exam, histories=histories, sitting=sitting)
-    return artifacts.make(out, "release_scores", sitting.settings(), [exam], write)
+    return artifacts.make(out, "release_scores", sitting.settings(), [exam], write, version=2)
 
 
 def _write(

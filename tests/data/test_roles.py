@@ -1,5 +1,7 @@
 """Roles: a pure function of user and time, in the shares asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,8 +70,11 @@ def test_each_window_keeps_its_newest_rows(windows: list[int], limit: int) -> No
 
 def test_a_user_with_a_million_events_counts_as_one_of_many() -> None:
     times = 84 * DAY_S + np.arange(1_000_000) // 2          # of one period
-    night = NightRows(ROLES, 0, 0, 0, end_s=100 * DAY_S, max_user_rows=50)
-    judged = JudgedRows(Timeline(0, 1, 2, 30 * DAY_S, 100 * DAY_S), ROLES, max_user_rows=50)
+    few = replace(ROLES, max_user_rows=50)
+    night = NightRows(few, 0, 0, 0, end_s=100 * DAY_S)
+    judged = JudgedRows(Timeline(0, 1, 2, 30 * DAY_S, 100 * DAY_S), few)
+    items, ones = times % 7 + 1, np.ones(len(times), np.int8)
+    history = History(items.astype(np.int32), ones.astype(np.float32), ones, times)
     for number in range(20):
         user_id, role = f"u{number}", ROLES.of(f"u{number}", times[:1])[0]
         is_judged = role == Role.JUDGE
@@ -78,3 +83,9 @@ def test_a_user_with_a_million_events_counts_as_one_of_many() -> None:
         newest_rows = list(range(999_950, 1_000_000))
         assert learned.tolist() == ([] if is_judged else newest_rows)
         assert asked.tolist() == (newest_rows if is_judged else [])
+        counted = few.counted(user_id, history)
+        assert counted.timestamps_s.tolist() == (
+            times[newest_rows].tolist() if role == Role.CRM else []
+        )
+    assert few == ROLES == Roles.from_json(ROLES.to_json())
+    assert Roles.from_json(few.to_json()).max_user_rows == 50

@@ -22,8 +22,7 @@ PARTITIONS = 3
 SINCE_S, END_S = 100 * DAY_S, 140 * DAY_S
 ROLES = Roles(RolesConfig(judge=0.2, tune=0.1, bank=0.3, rotate_days=7), SINCE_S)
 ROWS = NightRows(
-    ROLES, crm_since_s=120 * DAY_S, bank_since_s=130 * DAY_S, tune_since_s=125 * DAY_S, end_s=END_S,
-    max_user_rows=1000,
+    ROLES, crm_since_s=120 * DAY_S, bank_since_s=130 * DAY_S, tune_since_s=125 * DAY_S, end_s=END_S
 )
 NUM_ITEMS = 40
 
