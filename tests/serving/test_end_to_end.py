@@ -219,8 +219,9 @@ def test_a_night_learns_what_was_posted_and_the_next_answer_is_its_releases(
 
     printed = submit(
         ray_local, "jobs/nightly_update.py", "--config", str(config_file),
-        "--set", f"run.state={database}", "--address", ray_local,
-        "--endpoint", f"{http.base_url}".rstrip("/"),
+        "--set", f"run.state={database}",
+        "--set", "adapters.threads_per_worker=1",       # two applications hold a part of the CPUs
+        "--address", ray_local, "--endpoint", f"{http.base_url}".rstrip("/"),
     )
     live = Registry(str(config_file.parent / "releases")).live()
     assert live.previous_id == release != live.release_id
