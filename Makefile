@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=# else every process compiles anew what COMPILE
 .PHONY: demo test test-serving test-ray test-rest check-airflow train results results-quick nights serve install fetch lint docs constraints clean
 .DELETE_ON_ERROR:
 
-demo: $(INSTALLED) $(FETCHED)           ## a small run, then one user's recommendations over HTTP
+demo: $(INSTALLED) $(FETCHED)           ## a small run, recommendations over HTTP, a night, and again
 	$(RUN) jobs.demo
 
 test: $(TESTED)                         ## everything that .ci/run runs

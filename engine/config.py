@@ -504,7 +504,7 @@ class NightConfig(Section):
     """`crm`: bank and gates stay as they are, and read the new CRM's states."""
     from_scratch: bool = Field(default=False)
     """Whether CRM and bank begin anew, at the settings of a whole training, on all rows of their
-    roles: what a night costs is no longer in proportion to the day."""
+    roles, not the new ones alone: what a night costs is no longer in proportion to the day."""
     judge_days: int = Field(default=14, ge=1)
     """Newest days whose rows judge."""
     judge_rows: int = Field(default=1500, ge=1)
@@ -513,6 +513,9 @@ class NightConfig(Section):
     """Newest days whose rows fit the fusion."""
     min_tune_rows: int = Field(default=500, ge=1)
     """With fewer rows the fusion of the live release is kept."""
+    max_user_rows: int = Field(default=1000, ge=1)
+    """Newest rows of one user that a night learns in each role, replays, counts or judges by: a
+    machine that sends a million outweighs nobody. Histories have them all."""
     crm_rate: float = Field(default=0.1, gt=0)
     """Learning rate of the CRM, as a multiple of `crm.learning_rate`."""
     bank_rate: float = Field(default=0.1, gt=0)

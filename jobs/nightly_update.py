@@ -57,15 +57,15 @@ class Challenge:
     def detail(self) -> dict[str, Any]:
         """Return what the ledger keeps: keys and counts."""
         from engine import storage
-        from engine.stages.nights_page import difference_of
+        from engine.stages.nights_page import day_of, difference_of
 
         found = self.report and storage.read_json(self.report.path("report.json"))
         return {
             "artifacts": [[each.kind, each.key] for each in self.made],
             "facts": {each.kind: dict(each.facts) for each in self.made},
             "seconds": [[each.kind, each.manifest()["seconds"]] for each in self.made],
-            "report": self.report and self.report.uri, "difference": found and difference_of(found),
-            "code": code_version(),
+            "report": self.report and self.report.uri, "code": code_version(),
+            "difference": found and difference_of(found), "day": found and day_of(found),
         }
 
 
@@ -132,8 +132,7 @@ def run(
                 lease.check()
                 kind = decide_live(registry, opened.parent_id, made)
             except Exception as error:      # of whatever kind: the next night is a new one
-                reason = str(error) if isinstance(error, EngineError) else repr(error)
-                end_night(database, config, opened.ended(EntryKind.FAILED, [reason], {}))
+                fail(database, config, opened, error)
                 raise
             named = replace(opened, release_id=made.release_id)
             ended = end_night(
@@ -146,14 +145,31 @@ def run(
 
 
 def end_night(database: "Engine", config: EngineConfig, ended: "Entry") -> "Entry":
-    """Append how a night ended, and write the page of all nights."""
+    """Append how a night ended, and write the page of all nights, which the next one can, too."""
     from engine import storage
     from engine.stages.nights_page import write_nights
     from engine.state.nights import append, entries
 
     ended = append(database, ended)
-    log.info("%s", write_nights(storage.absolute(config.run.root), entries(database)))
+    try:
+        log.info("%s", write_nights(storage.absolute(config.run.root), entries(database)))
+    except OSError as error:
+        log.error("the page of all nights is not written: %s", error)
     return ended
+
+
+def fail(database: "Engine", config: EngineConfig, opened: "Entry", error: Exception) -> None:
+    """Append that a night failed; where that fails too, the next night goes on from its beginning.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from engine.state.nights import EntryKind
+
+    reason = str(error) if isinstance(error, EngineError) else repr(error)
+    try:
+        end_night(database, config, opened.ended(EntryKind.FAILED, [reason], {}))
+    except SQLAlchemyError as unwritten:
+        log.error("the ledger does not tell that the night failed: %s", unwritten)
 
 
 def owner_name() -> str:
@@ -238,6 +254,7 @@ def challenge(
     from engine.releases.promotion import decide
     from engine.stages.adapters import carry_adapters, train_adapters
     from engine.stages.crm import score_crm, train_crm
+    from engine.stages.exam import Period
     from engine.stages.extended_histories import extend_histories
     from engine.stages.interactions import service_deletions
     from engine.stages.items import extend_item_text
@@ -289,7 +306,8 @@ def challenge(
     release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))
     made += [crm, crm_scores, prompts, bank, fusion]
     try:
-        report = judge(root, config, histories, [release_id, opened.parent_id], roles, end_s)
+        new = Period(parent.day_s, end_s)
+        report = judge(root, config, histories, [release_id, opened.parent_id], roles, new)
     except DataError as error:
         return _held(f"nothing to judge by: {error}", made, release_id)
     found = storage.read_json(report.path("report.json"))

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         nights: list[dict[str, Any]] = []
         found["arms"][name] = nights
         for number in range(1, plan.nights + 1):
-            nights.append({**arm.night(number), "day_after": arm.measure(number)})
+            nights.append(arm.night(number))
             print(line_of(name, nights[-1]), flush=True)
             if options.json:
                 storage.write_json(options.json, found)

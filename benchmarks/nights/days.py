@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from engine import artifacts, storage
 from engine.artifacts import Artifact
+from engine.stages.collected import write_source
 from engine.types import IntArray
 
 
@@ -35,27 +36,38 @@ def cut_days(run: str, interactions: Artifact, shares: Sequence[float]) -> list[
     ]
 
 
+def events_until(run: str, interactions: Artifact, end_s: int) -> str:
+    """Return the folder of all events before a time, which can be imported."""
+    def write(uri: str) -> dict[str, Any]:
+        return {"events": _write_between(uri, interactions, 0, end_s)}
+
+    return artifacts.make(run, "until", {"end_s": end_s}, [interactions], write).uri
+
+
 def _write(uri: str, *, interactions: Artifact, shares: Sequence[float]) -> dict[str, Any]:
-    events = pa.concat_tables(map(storage.read_table, interactions.files("interactions/")))
-    items = storage.read_table(interactions.path("items.parquet"))
-    users = storage.read_table(interactions.path("users.parquet"))
-    ends = _ends(np.sort(events["timestamp_s"].to_numpy()), shares)
+    ends = _ends(np.sort(_events(interactions)["timestamp_s"].to_numpy()), shares)
     days = []
     for number, (start_s, end_s) in enumerate(pairwise([0, *ends])):
         folder = f"day-{number:03d}"
-        times = events["timestamp_s"]
-        part = events.filter(pc.and_(pc.greater_equal(times, start_s), pc.less(times, end_s)))
-        tables = {
-            "interactions/part-00000": part.rename_columns(
-                ["user_id", "item_id", "timestamp", "rating", "label"]
-            ),
-            "items": _of(items, "item_id", part).drop_columns(["item"]),
-            "users": _of(users, "user_id", part),
-        }
-        for name, table in tables.items():
-            storage.write_table(storage.join(uri, folder, f"{name}.parquet"), table)
-        days.append({"start_s": start_s, "end_s": end_s, "folder": folder, "events": len(part)})
+        events = _write_between(storage.join(uri, folder), interactions, start_s, end_s)
+        days.append({"start_s": start_s, "end_s": end_s, "folder": folder, "events": events})
     return {"days": days}
+
+
+def _write_between(uri: str, interactions: Artifact, start_s: int, end_s: int) -> int:
+    """Write the events of a time and what they name; return how many there are."""
+    events = _events(interactions)
+    times = events["timestamp_s"]
+    part = events.filter(pc.and_(pc.greater_equal(times, start_s), pc.less(times, end_s)))
+    items, users = (
+        storage.read_table(interactions.path(f"{name}.parquet")) for name in ("items", "users")
+    )
+    write_source(uri, part, _of(items, "item_id", part), _of(users, "user_id", part))
+    return len(part)
+
+
+def _events(interactions: Artifact) -> pa.Table:
+    return pa.concat_tables(map(storage.read_table, interactions.files("interactions/")))
 
 
 def _ends(times_s: IntArray, shares: Sequence[float]) -> list[int]:

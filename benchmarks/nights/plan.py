@@ -1,13 +1,25 @@
 """What a replay is made of: a YAML file beside this one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 
 from engine.config import EngineConfig, Section, load_config
 from engine.errors import ConfigError
+
+
+class Way(Section):
+    """One way to spend the nights."""
+
+    kind: Literal["nights", "frozen", "whole"] = Field(default="nights")
+    """`nights`: as `jobs/nightly_update.py` does. `frozen`: the first release stays. `whole`: a
+    training like the first one, on all events up to then."""
+    every: int = Field(default=1, ge=1)
+    """`whole`: nights from one training to the next."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Dotted names that differ in its nights."""
 
 
 class Plan(Section):
@@ -25,8 +37,7 @@ class Plan(Section):
     """Nights after it, of equally many events each."""
     end: float = Field(default=1.0, gt=0, le=1)
     """Share of all events, by time, at which the last day ends: the day after the last night."""
-    arms: dict[str, dict[str, Any] | None]
-    """Name -> dotted names that differ in its nights; null: the first release stays."""
+    arms: dict[str, Way]
     rows: int = Field(default=1500, ge=1)
     """Rows (of whole users) of each next day that the language model scores."""
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.live import copy_release
-from benchmarks.nights.days import Day, cut_days
+from benchmarks.nights.days import Day, cut_days, events_until
 from benchmarks.nights.plan import Plan
 from engine import storage
-from engine.artifacts import Artifact
+from engine.artifacts import Artifact, open_artifact
 from engine.config import EngineConfig
 from engine.releases.registry import Registry
 from engine.stages.collected import source_of
@@ -30,6 +30,7 @@ class Ground:
 
     plan: Plan
     root: str
+    interactions: Artifact
     histories: Artifact
     """Of all events: a question about a day sees what was before it."""
     days: list[Day]
@@ -46,7 +47,7 @@ class Ground:
         days = cut_days(root, interactions, plan.shares())
         histories = build_histories(root, config, interactions)
         outcome = train_reclora.run(_with_source(config, days[0].folder))
-        return cls(plan, root, histories, days, outcome.release_id)
+        return cls(plan, root, interactions, histories, days, outcome.release_id)
 
 
 def _registry(plan: Plan, name: str) -> str:
@@ -58,71 +59,88 @@ def _with_source(config: EngineConfig, folder: str) -> EngineConfig:
 
 
 class Arm:
-    """One way to spend the nights: a registry and a ledger of its own."""
+    """One way to spend the nights, one after another: a registry and a ledger of its own."""
 
     def __init__(self, ground: Ground, name: str) -> None:
         plan = ground.plan
-        self._ground, self.name = ground, name
-        self._is_frozen = plan.arms[name] is None
-        self.config = plan.engine_config({
-            **(plan.arms[name] or {}), "run.registry": _registry(plan, name),
+        self._ground, self._way = ground, plan.arms[name]
+        self._config = plan.engine_config({
+            **self._way.overrides, "run.registry": _registry(plan, name),
             "night.keep_releases": None,        # arms share what they were made of
             "run.state": f"sqlite:///{storage.join(ground.root, name)}.db",
         })
-        self._registry = Registry(self.config.run.registry)
+        self._registry = Registry(self._config.run.registry)
+        self._live = ground.base_id
         if ground.base_id not in self._registry.list():
             base = Registry(_registry(plan, "base"))
             copy_release(base, ground.base_id, self._registry, ground.base_id)
             self._registry.promote(ground.base_id)
 
     def night(self, number: int) -> dict[str, Any]:
-        """Return what came of a night, which is spent unless the ledger has it."""
-        day = self._ground.days[number]
-        if self._is_frozen:
-            return {"night": number, "kind": "frozen", "events": day.events}
-        found = self._ends().get(day.end_s) or nightly_update.run(
-            self.config, until_s=day.end_s, events=[day.folder]
-        )
+        """Spend the next night, unless that was done before; return what came of it, and what the
+        live release makes of the day after.
+        """
+        spend = {"nights": self._update, "frozen": self._rest, "whole": self._train}
+        found = spend[self._way.kind](number)
         return {
-            "night": number, "kind": found.kind.value, "release_id": found.release_id,
-            "reasons": list(found.reasons), "stage_seconds": found.detail.get("seconds", ()),
-            "training_tokens": found.detail.get("facts", {}).get("bank", {}).get(
-                "training_tokens", 0
-            ),
-            "events": day.events,
+            "night": number, "events": self._ground.days[number].events, **found,
+            "live": self._live, "day_after": self._measure(number + 1),
         }
 
-    def _ends(self) -> dict[int, Entry]:
-        """Return how nights ended, by the end of their day."""
-        database = open_database(self.config.run.state or "")
+    def _rest(self, _: int) -> dict[str, Any]:
+        return {"kind": "frozen"}
+
+    def _update(self, number: int) -> dict[str, Any]:
+        day = self._ground.days[number]
+        ended = self._ended(day.end_s) or nightly_update.run(
+            self._config, until_s=day.end_s, events=[day.folder]
+        )
+        if ended.kind is EntryKind.PROMOTED and ended.release_id:
+            self._live = ended.release_id
+        detail = ended.detail
+        return {
+            "kind": ended.kind.value, "release_id": ended.release_id,
+            "reasons": list(ended.reasons), "stage_seconds": detail.get("seconds", []),
+            "training_tokens": detail.get("facts", {}).get("bank", {}).get("training_tokens", 0),
+        }
+
+    def _ended(self, until_s: int) -> Entry | None:
+        """Return how the night of a day ended, if it has."""
+        database = open_database(self._config.run.state or "")
         try:
-            return {
-                each.until_s: each for each in entries(database)
-                if each.kind in (EntryKind.PROMOTED, EntryKind.HELD) and each.until_s is not None
-            }
+            ends = (EntryKind.PROMOTED, EntryKind.HELD)
+            found = [each for each in entries(database)
+                     if each.kind in ends and each.until_s == until_s]
         finally:
             database.dispose()
+        return found[-1] if found else None
 
-    def live_after(self, number: int) -> str:
-        """Return the release that answers the day after a night."""
-        ends, live = self._ends(), self._ground.base_id
-        for day in self._ground.days[1 : number + 1]:
-            night = ends.get(day.end_s)
-            if night is not None and night.kind is EntryKind.PROMOTED and night.release_id:
-                live = night.release_id
-        return live
-
-    def measure(self, number: int) -> dict[str, Any]:
-        """Return what the live release makes of the day after a night, beside the first one."""
-        ground, live = self._ground, self.live_after(number)
-        day = ground.days[number + 1]
-        releases = list(dict.fromkeys([live, ground.base_id]))
-        report = compare(
-            ground.root, self.config, ground.histories, releases, Period(day.start_s, day.end_s),
-            rows=ground.plan.rows,
+    def _train(self, number: int) -> dict[str, Any]:
+        if number % self._way.every:
+            return self._rest(number)
+        ground = self._ground
+        folder = events_until(ground.root, ground.interactions, ground.days[number].end_s)
+        config = self._config.model_copy(
+            update={"run": self._config.run.model_copy(update={"state": None})}
         )
-        found = storage.read_json(report.path("report.json"))
-        return {"release_id": live, **_figures(found)}
+        self._live = train_reclora.run(_with_source(config, folder)).release_id
+        inputs = self._registry.read_manifest(self._live).facts.inputs
+        made = [open_artifact(f"{ground.root}/{kind}-{key}", kind) for kind, key in inputs.items()]
+        return {
+            "kind": "trained", "release_id": self._live,
+            "stage_seconds": [[each.kind, each.manifest()["seconds"]] for each in made],
+            "training_tokens": sum(each.facts.get("training_tokens", 0) for each in made),
+        }
+
+    def _measure(self, number: int) -> dict[str, Any]:
+        """Return what the live release makes of a day, beside the first one."""
+        ground, day = self._ground, self._ground.days[number]
+        releases = list(dict.fromkeys([self._live, ground.base_id]))
+        report = compare(
+            ground.root, self._config, ground.histories, releases,
+            Period(day.start_s, day.end_s), rows=ground.plan.rows,
+        )
+        return _figures(storage.read_json(report.path("report.json")))
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ reads, so both stay unseen however often training goes on. Rows before `since_s`
 whole training began to report, are of a time without roles.
 """
 
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -44,6 +45,10 @@ class Roles:
     config: RolesConfig
     since_s: int
     """Rows before it are OLD."""
+    max_user_rows: int = field(default=sys.maxsize, compare=False)
+    """The newest of a user that are used: of those counted, and of each window. Roles of another
+    limit are the same roles.
+    """
 
     def of(self, user_id: str, timestamps_s: IntArray) -> IntArray:
         """Return the Role of each of a user's rows, int8 [L]."""
@@ -56,19 +61,24 @@ class Roles:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {**self.config.settings(), "since_s": self.since_s}
+        return {
+            **self.config.settings(), "since_s": self.since_s, "max_user_rows": self.max_user_rows,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Roles":
         """Read what `to_json` returned."""
-        config = {name: value for name, value in values.items() if name != "since_s"}
-        return cls(RolesConfig.model_validate(config), int(values["since_s"]))
+        config = {name: values[name] for name in RolesConfig.model_fields}
+        return cls(
+            RolesConfig.model_validate(config), int(values["since_s"]), int(values["max_user_rows"])
+        )
 
     def counted(self, user_id: str, history: History) -> History:
         """Return the events of a history that statistics may count: those that train the CRM. A row
         of another role is scored by it, and must not find itself counted.
         """
-        kept = np.isin(self.of(user_id, history.timestamps_s), TRAIN_CRM)
+        of_crm = np.isin(self.of(user_id, history.timestamps_s), TRAIN_CRM)
+        kept = np.flatnonzero(of_crm)[-self.max_user_rows :]
         return History(
             history.items[kept], history.ratings[kept], history.labels[kept],
             history.timestamps_s[kept],
@@ -98,7 +108,7 @@ class JudgedRows:
         """Return the window of each row by its time; NO_WINDOW for one of another role."""
         windows = self.timeline.window_of(timestamps_s)
         windows[self.roles.of(user_id, timestamps_s) != Role.JUDGE] = NO_WINDOW
-        return windows
+        return newest(windows, self.roles.max_user_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +144,13 @@ class NightRows:
         if not self.is_replay:
             windows[(roles == Role.TUNE) & (times >= self.tune_since_s)] = Window.VALIDATION
         windows[times >= self.end_s] = NO_WINDOW
-        return windows
+        return newest(windows, self.roles.max_user_rows)
+
+
+def newest(windows: IntArray, limit: int) -> IntArray:
+    """Return the windows of a user's rows, oldest first, where each keeps its newest `limit` rows.
+    """
+    kept = windows.copy()
+    for window in np.unique(windows[windows != NO_WINDOW]):
+        kept[np.flatnonzero(windows == window)[:-limit]] = NO_WINDOW
+    return kept

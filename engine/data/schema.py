@@ -136,6 +136,7 @@ EXAM_SCORES = pa.schema([
     ("item_events", pa.int64()),
     ("user_events", pa.int32()),
     ("idle_s", pa.int64()),
+    ("timestamp_s", pa.int64()),
     ("popularity", pa.float32()),
     ("crm_row_logit", pa.float32()),      # CRM with the history strictly before the row
     ("crm_logit", pa.float32()),          # CRM with the history strictly before the slate

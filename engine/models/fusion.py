@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from engine.errors import ArtifactError, DataError
 from engine.metrics.ctr import log_loss
@@ -127,6 +126,8 @@ def fit_weights(scores: Sequence[FloatArray], labels: IntArray) -> tuple[list[fl
 def _fit_subset(
     columns: list[FloatArray], subset: tuple[int, ...], labels: IntArray
 ) -> tuple[list[float], float]:
+    from sklearn.linear_model import LogisticRegression  # a second, for whoever only answers
+
     weights = [0.0] * len(columns)
     used = [k for k in subset if columns[k].std() > 0]
     rate = float(np.mean(labels))

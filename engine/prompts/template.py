@@ -38,9 +38,9 @@ from engine.types import (
     SlatePrompt,
 )
 
-ITEM_TOKENS = 128
-"""Tokens of an item's text that a prompt shows: one that is endless must not take the others' room.
-"""
+ITEM_TOKENS = PROFILE_TOKENS = 128
+"""Tokens of an item's text, and of a profile's, that a prompt shows: one that is endless must not
+take the room of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class PromptBuilder:
         fields = dict.fromkeys(self.source.user_fields, ("value",))
         built = self.build_all(example, Profile("user", fields), np.array([1, 0]))
         pieces = [piece for each in built for piece in (each.prompt.prefix, *each.prompt.blocks)]
+        pieces.append(np.array([ITEM_TOKENS, PROFILE_TOKENS]))
         return hashlib.sha256(b"|".join(p.astype(np.int64).tobytes() for p in pieces)).hexdigest()
 
     def build(self, history: History, profile: Profile, candidates: IntArray) -> BuiltPrompt:
@@ -144,15 +145,17 @@ class PromptBuilder:
     ) -> BuiltPrompt:
         """Join frame, profile and as much of the chosen history as fits, newest kept."""
         chosen = self._choose(history, focus)
-        opening = [*self.frame.head, *self._text(self._profile_text(history, profile))]
+        opening = [*self.frame.head, *self._user(history, profile)]
         question = self._text(f"For each {self.config.noun}: will the user {self.config.verb} it?")
         closing = [*question, *self.frame.tail]
-        lines = [self._line(*self._event_text(history, int(position))) for position in chosen]
+        lines = [
+            self._cut(*self._event_text(history, int(position)), ITEM_TOKENS) for position in chosen
+        ]
         fixed = len(opening) + len(closing) + max(len(block) for block in blocks)
         room = self.config.max_tokens - fixed
         if room < 0:
             raise PromptError(
-                f"profile and candidate take {fixed} tokens, "
+                f"all but the history takes {fixed} tokens, "
                 f"prompt.max_tokens is {self.config.max_tokens}"
             )
         kept = _newest_that_fit([len(line) for line in lines], room)
@@ -161,22 +164,25 @@ class PromptBuilder:
         prefix = np.array(tokens, np.int32)
         return BuiltPrompt(SlatePrompt(prefix, blocks), chosen[first:], cut=first)
 
-    def _line(self, item: str, verdict: str) -> tuple[int, ...]:
-        tokens = self._text(item + verdict)
-        if len(tokens) <= ITEM_TOKENS:
+    def _cut(self, text: str, rest: str, limit: int) -> tuple[int, ...]:
+        """Return the tokens of both, but no more than `limit` of the first where they are many."""
+        tokens = self._text(text + rest)
+        if len(tokens) <= limit:
             return tokens
-        return (*self._text(item)[:ITEM_TOKENS], *self._text(verdict))
+        return (*self._text(text)[:limit], *self._text(rest))
 
     def _text(self, text: str) -> tuple[int, ...]:
         return self.encoder.encode(text)
 
-    def _profile_text(self, history: History, profile: Profile) -> str:
-        noun = self.config.noun
+    def _user(self, history: History, profile: Profile) -> tuple[int, ...]:
+        """Return who the user is, and how much they did."""
         known = [f"{name} {', '.join(v)}" for name, v in (profile.fields or {}).items() if v]
-        who = f"About the user: {'; '.join(known)}.\n" if known else ""
-        if len(history) == 0:
-            return f"{who}No {noun} yet.\n"
-        return f"{who}{self._rate_text(history)}History, newest last:\n"
+        did = f"No {self.config.noun} yet.\n"
+        if len(history):
+            did = f"{self._rate_text(history)}History, newest last:\n"
+        if not known:
+            return self._text(did)
+        return self._cut(f"About the user: {'; '.join(known)}.", f"\n{did}", PROFILE_TOKENS)
 
     def _rate_text(self, history: History) -> str:
         count = f"{len(history)} {self.config.noun}s"

@@ -103,6 +103,14 @@ def source_of(source: SourceConfig, path: str) -> SourceConfig:
     return source.model_copy(update={"format": "parquet", "path": path, "columns": columns})
 
 
+def write_source(uri: str, events: pa.Table, items: pa.Table, users: pa.Table) -> None:
+    """Write events (INTERACTIONS), items and users of an import as a source, for `source_of`."""
+    rows = events.rename_columns(["user_id", "item_id", "timestamp", "rating", "label"])
+    storage.write_table(storage.join(uri, part_name(ROWS, 0)), rows)
+    storage.write_table(storage.join(uri, "items.parquet"), items.drop_columns(["item"]))
+    storage.write_table(storage.join(uri, "users.parquet"), users)
+
+
 def _write(
     uri: str, *, registry: Registry, release_id: str, database_url: str, day: _Day | None,
     part_rows: int,

@@ -101,15 +101,16 @@ def unseen_period(histories: Artifact, releases: Sequence[Examined]) -> Period:
 
 def set_exam(
     out: str, histories: Artifact, releases: Sequence[Examined], period: Period, *, llm_rows: int,
-    roles: Roles | None = None, train_end_s: int | None = None,
+    roles: Roles | None = None, train_end_s: int | None = None, newest_s: int | None = None,
 ) -> Artifact:
     """Return the artifact "exam".
 
     Labels, slates and seed are those of the first release. llm_rows: most rows (of whole users)
-    in the sample. roles: only the rows that judge are asked. train_end_s: events before it make
-    items warm and users old, and weigh drawn negatives; by default the first release's T1. Raises
-    DataError if a release learned from events of the period (or does not keep to the roles), no
-    event is in it, or the histories are of other data or labels than the releases.
+    in the sample. roles: only the rows that judge are asked. train_end_s:
+    events before it make items warm and users old, and weigh drawn negatives; by default the first
+    release's T1. newest_s: where the newest day begins, a slice of the report. Raises DataError if
+    a release learned from events of the period (or does not keep to the roles), no event is in it,
+    or the histories are of other data or labels than the releases.
     """
     _check_period(period, releases, roles)
     titles = read_titles(histories.path("items.parquet"))
@@ -129,9 +130,12 @@ def set_exam(
     }
     if roles is not None:
         settings["roles"] = roles.to_json()
+    if newest_s is not None:
+        settings["newest_s"] = newest_s
     write = partial(
         _write, histories=histories, config=first.config, timeline=timeline,
-        is_known_I=is_known_I, llm_rows=llm_rows, roles=roles,
+        is_known_I=is_known_I, llm_rows=llm_rows,
+        windows=timeline if roles is None else JudgedRows(timeline, roles),
     )
     return artifacts.make(out, "exam", settings, [histories], write)
 
@@ -187,14 +191,13 @@ def _check_data(
 
 def _write(
     uri: str, *, histories: Artifact, config: EngineConfig, timeline: Timeline,
-    is_known_I: npt.NDArray[np.bool_], llm_rows: int, roles: Roles | None,
+    is_known_I: npt.NDArray[np.bool_], llm_rows: int, windows: Timeline | JudgedRows,
 ) -> dict[str, Any]:
     partitions = range(len(histories.files("histories/")))
     events_I = count_items(histories, timeline, partitions)
     sampler = None
     if config.source.label.kind == "implicit":
         sampler = NegativeSampler.from_counts(events_I, config.slates).among(is_known_I)
-    windows = timeline if roles is None else JudgedRows(timeline, roles)
     builder = SlateBuilder(config, windows, sampler)
     write = partial(
         _write_partition, uri=uri, histories=histories.uri, builder=builder, timeline=timeline,

@@ -45,6 +45,7 @@ from engine.types import IntArray
 REPORT_FILE, PAGE_FILE = "report.json", "index.html"
 ACTIVE_S = 28 * 86_400
 """A user is active who had an event in the four weeks before the slate."""
+NEWEST_DAY = "the newest day"
 LISTS = ("full", "crm", "popular", "history")
 LIST_DIFFERENCES = (("full", "crm"), ("full", "popular"), ("crm", "popular"), ("full", "history"))
 _COLUMNS = ("popularity", "crm_row_logit", "crm_logit", "llm_logit")
@@ -134,11 +135,12 @@ class _Measurement:
         """`sample`: the rows on which the language model is measured."""
         self.answers = answers
         everything = read_rows(answers.scores, settings.max_rows)
+        newest_s = exam.manifest()["settings"].get("newest_s")
         self.keys = {"all": everything.select(_KEYS), "sample": sample.select(_KEYS)}
         self.groups: dict[tuple[str, str], ScoreRows] = {}
         for rows, table in (("all", everything), ("sample", sample)):
             whole = rows_of(table, _COLUMNS, _total(answers.scores, rows, table))
-            for name, mask in slices_of(table).items():
+            for name, mask in slices_of(table, newest_s).items():
                 if mask.any():
                     self.groups[rows, name] = whole if mask.all() else whole.where(mask)
         self.measured: dict[tuple[str, str], Measured] = {
@@ -270,14 +272,20 @@ def _total(scores: Artifact, rows: str, table: pa.Table) -> int:
     return int(scores.facts["rows"] if rows == "all" else table.num_rows)
 
 
-def slices_of(table: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
+def slices_of(
+    table: pa.Table, newest_s: int | None = None
+) -> dict[str, npt.NDArray[np.bool_]]:
     """Return the rows of each slice [N]; a user is new, an item cold, that training did not have.
+    newest_s: where the newest day begins.
     """
+    newest = {}
+    if newest_s is not None:
+        newest = {NEWEST_DAY: table["timestamp_s"].to_numpy() >= newest_s}
     kinds, cold = table["kind"].to_numpy(), table["item_events"].to_numpy() == 0
     return {
         "all": np.ones(len(table), bool), **user_slices_of(table),
         "cold items": cold, "warm items": ~cold,
-        **{f"{name} items of the user": kinds == kind for name, kind in KINDS.items()},
+        **{f"{name} items of the user": kinds == kind for name, kind in KINDS.items()}, **newest,
     }
 
 

@@ -18,22 +18,23 @@ from engine.stages.release_scores import Sitting, sit_exam
 
 def judge(
     run: str, config: EngineConfig, histories: Artifact, release_ids: Sequence[str], roles: Roles,
-    end_s: int,
+    day: Period,
 ) -> Artifact:
     """Return the report of the first release against the second on the newest rows that judge.
 
-    Raises DataError if there are none.
+    Those of the day, of which the second release has learned nothing, are a slice of it: what this
+    one made of a day that was to come. Raises DataError if no row judges.
     """
-    start_s = max(roles.since_s, end_s - config.night.judge_days * DAY_S)
+    start_s = max(roles.since_s, day.end_s - config.night.judge_days * DAY_S)
     return compare(
-        run, config, histories, release_ids, Period(start_s, end_s), rows=config.night.judge_rows,
-        roles=roles,
+        run, config, histories, release_ids, Period(start_s, day.end_s),
+        rows=config.night.judge_rows, roles=roles, newest_s=day.start_s,
     )
 
 
 def compare(
     run: str, config: EngineConfig, histories: Artifact, release_ids: Sequence[str],
-    period: Period, *, rows: int, roles: Roles | None = None,
+    period: Period, *, rows: int, roles: Roles | None = None, newest_s: int | None = None,
 ) -> Artifact:
     """Return the report of one or two releases on a period; `rows` (of whole users) are read by
     the language model. With roles, only the rows that judge are asked.
@@ -41,7 +42,8 @@ def compare(
     registry = Registry(config.run.registry)
     examined = [read_examined(registry, each) for each in release_ids]
     exam = set_exam(
-        run, histories, examined, period, llm_rows=rows, roles=roles, train_end_s=period.start_s
+        run, histories, examined, period, llm_rows=rows, roles=roles,
+        train_end_s=period.start_s, newest_s=newest_s,
     )
     serving = ServingConfig(
         model_cache=config.base_model.cache, device=config.base_model.device,

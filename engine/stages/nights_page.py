@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine import storage
-from engine.releases.promotion import JUDGED
+from engine.releases.promotion import ALL, JUDGED
 from engine.stages import plots
+from engine.stages.exam_report import NEWEST_DAY
 from engine.stages.page import data_uri, format_moment, render_page
 from engine.state.nights import Entry, EntryKind
 
@@ -52,18 +53,28 @@ def _night(entry: Entry) -> dict[str, Any]:
         "parent_id": entry.parent_id, "release_id": entry.release_id,
         "reasons": entry.reasons, "counts": counts,
         "moved": facts.get("bank", {}).get("moved", {}),
-        **{name: entry.detail.get(name) for name in ("report", "code", "difference")},
+        **{name: entry.detail.get(name) for name in ("report", "code", "difference", "day")},
     }
 
 
 def difference_of(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the differences of AUC and log loss, challenger - live, by model, for the ledger."""
-    tables = {(each["rows"], each["slice"]): each for each in report["difference"]["tables"]}
+    return _figures(report["difference"], ALL)
+
+
+def day_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return AUC and log loss of the live release on the day that the night learned, by model: of
+    users that judge, before anything was learned of it. Empty where nobody of them was there.
+    """
+    return _figures(report["releases"][1], NEWEST_DAY)
+
+
+def _figures(part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    tables = {each["rows"]: each for each in part["tables"] if each["slice"] == name}
     return {
         model: {
-            "num_rows": tables[rows, "all"]["num_rows"],
-            "num_users": tables[rows, "all"]["num_users"],
-            **{name: tables[rows, "all"]["models"][model][name] for name in ("auc", "log_loss")},
+            **{count: tables[rows][count] for count in ("num_rows", "num_users")},
+            **{metric: tables[rows]["models"][model][metric] for metric in ("auc", "log_loss")},
         }
-        for rows, model in JUDGED.items()
+        for rows, model in JUDGED.items() if rows in tables
     }

@@ -25,6 +25,8 @@ class Parent:
     """All before t0 trained the CRM, all before t2 was learned or chosen from."""
     roles: Roles
     """Those that its children keep to, too."""
+    day_s: int
+    """Where the next night's day begins: of what is later it knows nothing."""
     histories: Artifact
     item_text: Artifact
     crm: Artifact
@@ -45,8 +47,12 @@ class Parent:
             kind: _open(run, kind, facts.inputs[kind], release_id)
             for kind in ("histories", "item_text", "crm", "bank", "fusion")
         }
-        roles = _roles(facts.roles, config.night.roles, timeline, release_id)
-        return cls(release_id, timeline, roles, **artifacts)
+        roles = replace(
+            _roles(facts.roles, config.night.roles, timeline, release_id),
+            max_user_rows=config.night.max_user_rows,
+        )
+        day_s = timeline.end_s + 1 if facts.roles is None else timeline.t2_s
+        return cls(release_id, timeline, roles, day_s, **artifacts)
 
     def rows_until(self, end_s: int, tune_days: int) -> NightRows:
         """Return what the rows before a time are for in the night that follows."""

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 COLOURS = {
     "popularity": "#8c8c8c", "zero_shot": "#c7a76c", "shuffled": "#b07aa1", "llm": "#d1653a",
@@ -169,25 +170,38 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue().decode()
 
 
+NIGHT_MODELS = ("crm_calibrated", "fused")
+
+
 def nights_figure(nights: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the difference of AUC, challenger - live, of each judged night with its interval; the
-    marker is full where the challenger became live.
+    """Draw, of each judged night with intervals, the AUC of the live release on the day that came,
+    and the difference, challenger - live; the marker is full where the challenger became live.
     """
     with mpl.rc_context(STYLE):
-        figure, [panel] = _panels(1, (6.4, 2.8))
-        for number, model in enumerate(("crm_calibrated", "fused")):
-            for place, night in enumerate(nights):
-                interval, at = night["difference"][model]["auc"], place + 0.2 * number - 0.1
-                if interval is None:
-                    continue
-                panel.plot([at, at], [interval["low"], interval["high"]], lw=4, alpha=0.35,
-                           color=COLOURS[model], solid_capstyle="round")
-                fill = COLOURS[model] if night["kind"] == "promoted" else "white"
-                panel.plot(at, interval["value"], "o", ms=6, color=COLOURS[model], mfc=fill,
-                           label=NAMES[model] if place == 0 else None)
-        panel.axhline(0.0, color="#999999", lw=1, ls=":")
-        panel.set_xticks(range(len(nights)), [str(night["number"]) for night in nights])
-        panel.set_xlabel("night")
-        panel.set_ylabel("AUC, challenger - live")
-        panel.legend(fontsize=8)
+        figure, panels = _panels(2, (4.8, 2.8))
+        for panel, name in zip(panels, ("day", "difference"), strict=True):
+            for number, model in enumerate(NIGHT_MODELS):
+                _draw_nights(panel, nights, name, model, 0.2 * number - 0.1)
+            panel.set_xticks(range(len(nights)), [str(night["number"]) for night in nights])
+            panel.set_xlabel("night")
+            panel.legend(handles=[
+                Line2D([], [], marker="o", lw=0, color=COLOURS[each], label=NAMES[each])
+                for each in NIGHT_MODELS
+            ], fontsize=8)
+        panels[0].set_ylabel("AUC of the day, live")
+        panels[1].set_ylabel("AUC, challenger - live")
+        panels[1].axhline(0.0, color="#999999", lw=1, ls=":")
         return _svg(figure)
+
+
+def _draw_nights(
+    panel: Any, nights: Sequence[Mapping[str, Any]], name: str, model: str, offset: float
+) -> None:
+    for place, night in enumerate(nights):
+        interval, at = (night[name] or {}).get(model, {}).get("auc"), place + offset
+        if interval is None:
+            continue
+        panel.plot([at, at], [interval["low"], interval["high"]], lw=4, alpha=0.35,
+                   color=COLOURS[model], solid_capstyle="round")
+        fill = COLOURS[model] if night["kind"] == "promoted" else "white"
+        panel.plot(at, interval["value"], "o", ms=6, color=COLOURS[model], mfc=fill)

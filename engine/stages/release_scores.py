@@ -75,7 +75,7 @@ class Sitting:
 def sit_exam(out: str, exam: Artifact, histories: Artifact, sitting: Sitting) -> Artifact:
     """Return the artifact "release_scores" of one release."""
     write = partial(_write, exam=exam, histories=histories, sitting=sitting)
-    return artifacts.make(out, "release_scores", sitting.settings(), [exam], write)
+    return artifacts.make(out, "release_scores", sitting.settings(), [exam], write, version=2)
 
 
 def _write(
@@ -283,6 +283,7 @@ class _Examinee:
             {
                 **same, "item": item, "label": slate["labels"][slot], "kind": slate["kinds"][slot],
                 "item_events": slate["item_events"][slot],
+                "timestamp_s": slate["timestamps_s"][slot],
                 "popularity": float(popularity_M[slot]), "crm_logit": crm["logits"][slot],
                 "crm_row_logit": crm["row_logits"][slot],
                 "llm_logit": None if llm_M is None else float(llm_M[slot]),

@@ -148,8 +148,11 @@ def _warn_of_missing_cpus(needed: int) -> None:
     if not ray.is_initialized():
         return
     present = ray.cluster_resources().get("CPU", 0)
+    free = ray.available_resources().get("CPU", 0)
     if present < needed:
         log.warning("training needs %d CPUs, the cluster has %g: it waits", needed, present)
+    elif free < needed:
+        log.info("training needs %d CPUs, %g of %g are free: it may wait", needed, free, present)
 
 
 def _uri_of(storage: str, path: str) -> str:

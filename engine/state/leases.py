@@ -94,11 +94,15 @@ class Lease:
                 log.warning("lease %s: not renewed: %s", self._name, error)
 
     def end(self) -> None:
-        """Let others have the lease; nothing happens if they have it."""
-        with writing(self._database).begin() as connection:
-            lock_leases(connection)
-            connection.execute(delete(LEASES).where(LEASES.c.token == self._token))
-        log.info("lease %s: ended by %s", self._name, self._owner)
+        """Let others have the lease, if they have not got it; it runs out where that fails."""
+        try:
+            with writing(self._database).begin() as connection:
+                lock_leases(connection)
+                connection.execute(delete(LEASES).where(LEASES.c.token == self._token))
+        except SQLAlchemyError as error:
+            log.error("lease %s: not ended, it runs out: %s", self._name, error)
+        else:
+            log.info("lease %s: ended by %s", self._name, self._owner)
 
     def _held(self, connection: Connection) -> Row[Any] | None:
         """Return the row, which nobody else changes before this transaction ends."""

@@ -26,7 +26,7 @@ def test_every_arm_of_every_plan_is_a_valid_configuration(
     monkeypatch.chdir(REPO)
     plan = read_plan(str(path))
     for arm in plan.arms.values():
-        plan.engine_config(arm or {})
+        plan.engine_config(arm.overrides)
 
 
 def _plan(folder: Path, **values: Any) -> str:
@@ -43,7 +43,8 @@ def test_days_are_equal_shares_and_the_day_after_the_last_night_is_one(tmp_path:
 
 
 @pytest.mark.parametrize("values", [{"base": 1.2}, {"nights": 0}, {"base": 0.9, "end": 0.8},
-                                    {"speed": 3}])
+                                    {"speed": 3},
+                                    {"arms": {"a": {"kind": "never"}}}])
 def test_a_wrong_plan_is_named(tmp_path: Path, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"plan\.yaml"):
         read_plan(_plan(tmp_path, **values))

@@ -1,13 +1,15 @@
 """Roles: a pure function of user and time, in the shares asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import RolesConfig
-from engine.data.roles import Role, Roles
+from engine.data.roles import JudgedRows, NightRows, Role, Roles, newest
 from engine.data.splits import DAY_S
-from engine.types import History
+from engine.types import NO_WINDOW, History, Timeline, Window
 
 ROLES = Roles(RolesConfig(rotate_days=7), since_s=30 * DAY_S)
 
@@ -56,3 +58,34 @@ def test_only_rows_of_the_crm_are_counted() -> None:
     assert kept.ratings.tolist() == kept.items.tolist()
     assert kept.labels.tolist() == (kept.items % 2).tolist()
     assert kept.timestamps_s.tolist() == (kept.items * 3 * DAY_S).tolist()
+
+
+@given(st.lists(st.sampled_from([NO_WINDOW, *map(int, Window)]), max_size=40), st.integers(1, 5))
+def test_each_window_keeps_its_newest_rows(windows: list[int], limit: int) -> None:
+    kept = newest(np.array(windows, np.int8), limit)
+    for row, window in enumerate(windows):
+        later = windows[row + 1 :].count(window)
+        assert kept[row] == (window if later < limit else NO_WINDOW)
+
+
+def test_a_user_with_a_million_events_counts_as_one_of_many() -> None:
+    times = 84 * DAY_S + np.arange(1_000_000) // 2          # of one period
+    few = replace(ROLES, max_user_rows=50)
+    night = NightRows(few, 0, 0, 0, end_s=100 * DAY_S)
+    judged = JudgedRows(Timeline(0, 1, 2, 30 * DAY_S, 100 * DAY_S), few)
+    items, ones = times % 7 + 1, np.ones(len(times), np.int8)
+    history = History(items.astype(np.int32), ones.astype(np.float32), ones, times)
+    for number in range(20):
+        user_id, role = f"u{number}", ROLES.of(f"u{number}", times[:1])[0]
+        is_judged = role == Role.JUDGE
+        learned = np.flatnonzero(night.windows_of(user_id, times) != NO_WINDOW)
+        asked = np.flatnonzero(judged.windows_of(user_id, times) != NO_WINDOW)
+        newest_rows = list(range(999_950, 1_000_000))
+        assert learned.tolist() == ([] if is_judged else newest_rows)
+        assert asked.tolist() == (newest_rows if is_judged else [])
+        counted = few.counted(user_id, history)
+        assert counted.timestamps_s.tolist() == (
+            times[newest_rows].tolist() if role == Role.CRM else []
+        )
+    assert few == ROLES == Roles.from_json(ROLES.to_json())
+    assert Roles.from_json(few.to_json()).max_user_rows == 50

@@ -56,6 +56,12 @@ def one_night(first: World, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
+def known_night(first: World, one_night: World, tmp_path: Path) -> World:
+    """Return the world before its first night, which finds all that its stages will write."""
+    return first.copy(tmp_path / "known", outputs_of=one_night)
+
+
+@pytest.fixture
 def world(first: World, tmp_path: Path) -> World:
     """Return the world before its first night."""
     return first.copy(tmp_path / "world")

@@ -1,5 +1,10 @@
 """Nights on a tiny model: what is promoted, what is held, and how one that was stopped ends."""
 
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +14,11 @@ from sqlalchemy import Engine
 from benchmarks.live import copy_release
 from engine import storage
 from engine.config import EngineConfig
-from engine.data.layers import layer_names
 from engine.errors import ChecksumError, ConfigError, NightRunningError, ReleaseError
 from engine.releases.promotion import Decision, Verdict
 from engine.releases.registry import Registry
 from engine.stages import judgement
-from engine.state import nights
+from engine.state import histories, nights
 from engine.state.database import open_database
 from engine.state.leases import leased
 from engine.state.nights import Entry, EntryKind
@@ -24,36 +28,11 @@ from tests.jobs.nights import LENIENT, World
 
 
 @pytest.mark.slow
-def test_a_second_night_goes_on_from_the_first_and_the_ledger_knows_how(
-    one_night: World, tmp_path: Path
+def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(
+    known_night: World, tmp_path: Path
 ) -> None:
-    world = one_night.copy(tmp_path / "world")
-    [_, one] = world.ledger()
-    assert one.kind is EntryKind.PROMOTED, one.reasons
-    assert world.live() == one.release_id != world.base_id
-    two = world.night(2)
-    assert (two.kind, two.parent_id) == (EntryKind.PROMOTED, one.release_id)
-    assert [entry.kind for entry in world.ledger()] == [
-        EntryKind.OPENED, EntryKind.PROMOTED, EntryKind.OPENED, EntryKind.PROMOTED,
-    ]
-    assert two.since_s == world.days[1].end_s
-    registry = Registry(world.config.run.registry)
-    manifest = registry.verify(str(two.release_id))
-    assert manifest.facts.parent_id == one.release_id
-    assert manifest.facts.roles == registry.verify(str(one.release_id)).facts.roles
-    histories = f"{world.config.run.root}/histories-{manifest.facts.inputs['histories']}"
-    assert len(layer_names(histories)) == 2         # the day before, and the base
-    assert two.detail["facts"]["bank"]["moved"]["bank_b"] > 0
-    page = (world.folder / "run/nights.html").read_text()
-    assert page.count("<h2") == 2
-    assert "challenger - live" in page or "img alt" in page
-
-
-@pytest.mark.slow
-def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(first: World,
-                                                                       tmp_path: Path) -> None:
     strict = {**LENIENT, "loss_margin": 0.0, "auc_margin": 0.0}
-    world = first.copy(tmp_path / "world", promotion=strict)
+    world = known_night.copy(tmp_path / "world", promotion=strict)
     held = world.night(1)
     assert held.kind is EntryKind.HELD
     assert held.release_id is not None
@@ -71,9 +50,9 @@ def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(first: W
 
 @pytest.mark.slow
 def test_a_night_that_was_stopped_ends_in_the_same_release(
-    world: World, one_night: World, monkeypatch: pytest.MonkeyPatch
+    known_night: World, one_night: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [_, whole] = one_night.ledger()
+    world, [_, whole] = known_night, one_night.ledger()
 
     def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -121,6 +100,50 @@ def test_a_corrupted_live_release_ends_the_night_and_the_ledger_says_why(world: 
     assert failed.kind is EntryKind.FAILED
     assert "bank.safetensors" in failed.reasons[0]
     assert world.live() == world.base_id
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder with 10 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("nobody but root may mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_fails_the_night_and_the_next_one_makes_the_same_release(
+    known_night: World, one_night: World, small_disk: Path
+) -> None:
+    [_, whole] = one_night.ledger()
+    registry = shutil.copytree(known_night.config.run.registry, small_disk / "releases")
+    run = known_night.config.run.model_copy(update={"registry": str(registry)})
+    world = replace(known_night, config=known_night.config.model_copy(update={"run": run}))
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
+    with pytest.raises(OSError, match="No space left"):
+        world.night(1)
+    assert world.live() == world.base_id
+    assert world.ledger()[-1].kind is EntryKind.FAILED
+    filler.unlink()
+    ended = world.night(1)
+    assert (ended.kind, ended.release_id) == (EntryKind.PROMOTED, whole.release_id)
+    Registry(world.config.run.registry).verify(world.live())
+
+
+def test_a_clock_that_jumped_back_teaches_nothing_twice(
+    one_night: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = one_night.copy(tmp_path / "world")
+    end_s = world.days[1].end_s
+    monkeypatch.setattr(histories, "newest_bound", lambda: end_s - 3600)
+    held = nightly_update.run(world.config)
+    assert (held.kind, held.reasons) == (EntryKind.HELD, ("no event came in",))
+    assert (held.since_s, held.until_s) == (end_s, end_s)
+    with pytest.raises(ConfigError, match="has learned"):
+        nightly_update.run(world.config, until_s=end_s - 3600)
 
 
 def test_two_nights_never_run_at_once(world: World) -> None:

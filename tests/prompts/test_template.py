@@ -167,6 +167,17 @@ def test_the_oldest_history_is_cut_and_never_the_question(
         assert block.tolist() == reference.tolist()
 
 
+def test_an_endless_profile_leaves_room_for_the_history() -> None:
+    endless = Profile("u", {"gender": ("F",), "tags": tuple(f"tag {n}" for n in range(1000))})
+    built = builder().build(history_of([1, 2, 3]), endless, np.array([8]))
+    text = text_of(built)
+    assert "About the user: gender F; tags tag 0, tag 1," in text
+    assert "tag 999" not in text
+    assert "\nAverage rating 5.0 over 3 movies, liked 100%.\nHistory, newest last:\n" in text
+    assert built.shown.tolist() == [0, 1, 2]
+    assert len(built.prompt.prefix) < 400
+
+
 def test_a_question_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(PromptError, match="max_tokens is 64"):
         builder(max_tokens=64).build(History.empty(), PROFILE, np.array([1]))

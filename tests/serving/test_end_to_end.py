@@ -10,8 +10,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from sqlalchemy import update
 
 from engine.releases.registry import Registry
+from engine.state.database import EVENTS, open_database
+from engine.state.histories import COMMIT_MARGIN_S
 from jobs import export_adapter, import_data, promote, seed_state
 from tests.serving.conftest import REPO, Service, local_config
 
@@ -54,22 +57,34 @@ def config_file(ml_100k: str, smollm2: str, tmp_path_factory: pytest.TempPathFac
         "adapters": {"max_slates": 8, "batch_slates": 4, "threads_per_worker": 2,
                      "learning_rate": 0.02, "gate_learning_rate": 0.02},
         "evaluation": {"validation_rows": 16, "test_rows": 16, "bootstrap_draws": 100},
+        "night": {
+            "max_slates": 8, "judge_rows": 20, "judge_days": 20_000, "tune_days": 20_000,
+            "roles": {"judge": 0.3, "tune": 0.1, "bank": 0.25},
+            "promotion": {"loss_margin": 5.0, "auc_margin": 1.0, "slice_loss_margin": 5.0,
+                          "max_calibration_error": 1.0, "min_users": 1},
+        },
     }))
     return path
+
+
+def submit(dashboard: str, *job: str) -> str:
+    """Submit a job as a user would; return what it printed."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [
+        ray, "job", "submit", "--address", dashboard, "--working-dir", str(REPO), "--",
+        sys.executable, *job,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def release(config_file: Path, ray_local: str, ray_jobs: Any) -> str:
     """Submit the main job as a user would and return the live release."""
     assert import_data.main(["--config", str(config_file)]) == 0
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [
-        ray, "job", "submit", "--address", ray_local, "--working-dir", str(REPO), "--",
-        sys.executable, "jobs/train_reclora.py", "--config", str(config_file),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "report:" in done.stdout
+    printed = submit(ray_local, "jobs/train_reclora.py", "--config", str(config_file))
+    assert "report:" in printed
     return Registry(str(config_file.parent / "releases")).live().release_id
 
 
@@ -167,3 +182,52 @@ def test_an_exports_relative_paths_start_from_home(
         "--out", "adapters/one", "--model-cache", "models",
     ]) == 0
     assert (home / "adapters/one/adapter_config.json").is_file()
+
+
+def came_a_while_ago(database: str) -> None:
+    """Let all events be older than a night's bound leaves out: no test waits for that."""
+    engine = open_database(database)
+    with engine.begin() as connection:
+        earlier = EVENTS.c.received_s - 2 * COMMIT_MARGIN_S
+        connection.execute(update(EVENTS).values(received_s=earlier))
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_a_night_learns_what_was_posted_and_the_next_answer_is_its_releases(
+    endpoint: Any, ray_local: str, config_file: Path, release: str
+) -> None:
+    http, database = endpoint
+    body = {"user_id": str(EVERY), "k": 5}
+    assert http.post("/v1/recommend", json=body).json()["release_id"] == release
+    settings = yaml.safe_load(config_file.read_text())
+    items = [line.split("\t")[0] for line in
+             (Path(settings["source"]["path"]) / "ml-100k.item").read_text().splitlines()[1:]]
+    events = [
+        {
+            "event_id": f"night-{user}-{number}", "user_id": str(user * EVERY),
+            "item_id": items[(7 * user + number) % len(items)],
+            "rating": float(1 + (user + number) % 5),
+            "timestamp_s": 950_000_000 + 10 * number,
+        }
+        for number in range(12) for user in range(1, 31)
+    ]
+    for number in range(0, len(events), 30):
+        stored = http.post("/v1/events", json={"events": events[number : number + 30]}).json()
+        assert {event["status"] for event in stored["events"]} == {"stored"}
+    came_a_while_ago(database)
+
+    printed = submit(
+        ray_local, "jobs/nightly_update.py", "--config", str(config_file),
+        "--set", f"run.state={database}",
+        "--set", "adapters.threads_per_worker=1",       # two applications hold a part of the CPUs
+        "--address", ray_local, "--endpoint", f"{http.base_url}".rstrip("/"),
+    )
+    live = Registry(str(config_file.parent / "releases")).live()
+    assert live.previous_id == release != live.release_id
+    assert f"every replica answers from {live.release_id}" in printed
+    answer = http.post("/v1/recommend", json=body).json()
+    assert (answer["release_id"], answer["mode"]) == (live.release_id, "full")
+    page = (config_file.parent / "run/nights.html").read_text()
+    assert live.release_id in page
+    assert "promoted" in page

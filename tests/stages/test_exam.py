@@ -312,11 +312,11 @@ def test_slices_of_rows_by_hand() -> None:
     day = 86_400
     table = pa.Table.from_pylist([
         {**row, "kind": 2, "history_length": 0, "user_events": 0, "item_events": 0,
-         "idle_s": None},
+         "idle_s": None, "timestamp_s": 9},
         {**row, "kind": 1, "history_length": 19, "user_events": 3, "item_events": 1,
-         "idle_s": 28 * day},
+         "idle_s": 28 * day, "timestamp_s": 10},
         {**row, "kind": 1, "history_length": 500, "user_events": 400, "item_events": 9,
-         "idle_s": 28 * day + 1},
+         "idle_s": 28 * day + 1, "timestamp_s": 11},
     ], schema=EXAM_SCORES)
     found = {name: np.flatnonzero(mask).tolist() for name, mask in slices_of(table).items()}
     assert found == {
@@ -326,6 +326,8 @@ def test_slices_of_rows_by_hand() -> None:
         "active users": [1], "inactive users": [2],
         "repeat items of the user": [1, 2], "new items of the user": [0],
     }
+    newest = {name: np.flatnonzero(mask).tolist() for name, mask in slices_of(table, 10).items()}
+    assert newest == {**found, "the newest day": [1, 2]}
 
 
 def test_queries_of_a_kind_look_for_its_items_alone() -> None:
