@@ -39,35 +39,46 @@ def cut_days(run: str, interactions: Artifact, shares: Sequence[float]) -> list[
 def events_until(run: str, interactions: Artifact, end_s: int) -> str:
     """Return the folder of all events before a time, which can be imported."""
     def write(uri: str) -> dict[str, Any]:
-        return {"events": _write_between(uri, interactions, 0, end_s)}
+        return {"events": _Events.read(interactions).write_between(uri, 0, end_s)}
 
     return artifacts.make(run, "until", {"end_s": end_s}, [interactions], write).uri
 
 
 def _write(uri: str, *, interactions: Artifact, shares: Sequence[float]) -> dict[str, Any]:
-    ends = _ends(np.sort(_events(interactions)["timestamp_s"].to_numpy()), shares)
+    whole = _Events.read(interactions)
+    ends = _ends(np.sort(whole.events["timestamp_s"].to_numpy()), shares)
     days = []
     for number, (start_s, end_s) in enumerate(pairwise([0, *ends])):
         folder = f"day-{number:03d}"
-        events = _write_between(storage.join(uri, folder), interactions, start_s, end_s)
+        events = whole.write_between(storage.join(uri, folder), start_s, end_s)
         days.append({"start_s": start_s, "end_s": end_s, "folder": folder, "events": events})
     return {"days": days}
 
 
-def _write_between(uri: str, interactions: Artifact, start_s: int, end_s: int) -> int:
-    """Write the events of a time and what they name; return how many there are."""
-    events = _events(interactions)
-    times = events["timestamp_s"]
-    part = events.filter(pc.and_(pc.greater_equal(times, start_s), pc.less(times, end_s)))
-    items, users = (
-        storage.read_table(interactions.path(f"{name}.parquet")) for name in ("items", "users")
-    )
-    write_source(uri, part, _of(items, "item_id", part), _of(users, "user_id", part))
-    return len(part)
+@dataclass(frozen=True, slots=True)
+class _Events:
+    """All that was imported, read once."""
 
+    events: pa.Table
+    items: pa.Table
+    users: pa.Table
 
-def _events(interactions: Artifact) -> pa.Table:
-    return pa.concat_tables(map(storage.read_table, interactions.files("interactions/")))
+    @classmethod
+    def read(cls, interactions: Artifact) -> "_Events":
+        return cls(
+            pa.concat_tables(map(storage.read_table, interactions.files("interactions/"))),
+            storage.read_table(interactions.path("items.parquet")),
+            storage.read_table(interactions.path("users.parquet")),
+        )
+
+    def write_between(self, uri: str, start_s: int, end_s: int) -> int:
+        """Write the events of a time and what they name; return how many there are."""
+        times = self.events["timestamp_s"]
+        part = self.events.filter(pc.and_(pc.greater_equal(times, start_s), pc.less(times, end_s)))
+        write_source(
+            uri, part, _of(self.items, "item_id", part), _of(self.users, "user_id", part)
+        )
+        return len(part)
 
 
 def _ends(times_s: IntArray, shares: Sequence[float]) -> list[int]:

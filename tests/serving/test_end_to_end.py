@@ -16,6 +16,7 @@ from engine.releases.registry import Registry
 from engine.state.database import EVENTS, open_database
 from engine.state.histories import COMMIT_MARGIN_S
 from jobs import export_adapter, import_data, promote, seed_state
+from tests.jobs.nights import LENIENT
 from tests.serving.conftest import REPO, Service, local_config
 
 EVERY = 31
@@ -60,8 +61,7 @@ def config_file(ml_100k: str, smollm2: str, tmp_path_factory: pytest.TempPathFac
         "night": {
             "max_slates": 8, "judge_rows": 20, "judge_days": 20_000, "tune_days": 20_000,
             "roles": {"judge": 0.3, "tune": 0.1, "bank": 0.25},
-            "promotion": {"loss_margin": 5.0, "auc_margin": 1.0, "slice_loss_margin": 5.0,
-                          "max_calibration_error": 1.0, "min_users": 1},
+            "promotion": LENIENT,
         },
     }))
     return path
