@@ -198,16 +198,19 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def spend_night(config: EngineConfig, dashboard: str, url: str) -> None:
-    """Learn the day beside the application, with one worker, as it holds a part of the CPUs; and
-    let it know of a new live release.
+    """Learn the day beside the application, on one CPU, as it holds a part of the others; and let
+    it know of a new live release.
     """
     from engine.state.histories import COMMIT_MARGIN_S
     from jobs import nightly_update, promote
 
     print(f"in {COMMIT_MARGIN_S} s the night knows that no event is still on its way")
     time.sleep(COMMIT_MARGIN_S + 1)
-    alone = config.adapters.model_copy(update={"num_workers": 1})
-    ended = nightly_update.run(config.model_copy(update={"adapters": alone}))
+    one = {"num_workers": 1, "threads_per_worker": 1}
+    ended = nightly_update.run(config.model_copy(update={
+        "crm": config.crm.model_copy(update=one),
+        "adapters": config.adapters.model_copy(update=one),
+    }))
     nightly_update.describe(ended)
     print(f"all nights: {absolute(config.run.root)}/nights.html")
     if ended.kind == "promoted":

@@ -20,6 +20,9 @@ Row = TypeVar("Row")
 PERIOD_S = 10.0
 """Shortest time between two writes, and between two lines of the log."""
 
+PERIODS_OF_WAITING = 6
+"""Without a step: between two lines that say so."""
+
 
 class ProgressWriter:
     """Writes {"done", "total"} at most once in PERIOD_S, and at the end."""
@@ -54,10 +57,12 @@ def logged_progress(uri: str, name: str) -> Iterator[None]:
 
 
 def _follow(uri: str, name: str, ended: threading.Event) -> None:
-    seen, first, first_s = _read(uri), None, 0.0
+    seen, first, first_s, periods = _read(uri), None, 0.0, 0
     while not ended.wait(PERIOD_S):
-        found = _read(uri)
+        found, periods = _read(uri), periods + 1
         if found is None or found == seen:
+            if first is None and periods % PERIODS_OF_WAITING == 0:
+                log.info("%s: no step within %.0f s", name, periods * PERIOD_S)
             continue
         seen = found
         if first is None:

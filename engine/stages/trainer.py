@@ -152,7 +152,10 @@ def _warn_of_missing_cpus(needed: int) -> None:
     if present < needed:
         log.warning("training needs %d CPUs, the cluster has %g: it waits", needed, present)
     elif free < needed:
-        log.info("training needs %d CPUs, %g of %g are free: it may wait", needed, free, present)
+        log.info(
+            "training needs %d CPUs (num_workers times threads_per_worker), %g of %g are free: "
+            "it waits until all are", needed, free, present,
+        )
 
 
 def _uri_of(storage: str, path: str) -> str:

@@ -1,4 +1,5 @@
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def test_the_driver_logs_how_far_it_is(
     with caplog.at_level(logging.INFO), progress.logged_progress(uri, "bank"):
         progress.ProgressWriter(uri)(3, 4)
     assert caplog.messages[-1] == "bank: step 3 of 4"
+
+
+def test_a_training_that_waits_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "PERIOD_S", 0.01)
+    waiting = [f"bank: no step within {periods * 0.01:.0f} s" for periods in (6, 12)]
+    with caplog.at_level(logging.INFO), progress.logged_progress(str(tmp_path / "none"), "bank"):
+        deadline = time.monotonic() + 30
+        while len(caplog.messages) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert caplog.messages[:2] == waiting
 
 
 def test_the_time_left_is_that_of_the_steps_left() -> None:
