@@ -493,6 +493,11 @@ class PromotionConfig(Section):
     """Lowest mean entropy of the gates, as a share of that of uniform ones."""
     max_adapter_load: float = Field(default=1.0, gt=0, le=1)
     """Highest mean gate weight of one adapter of the bank."""
+    max_size_ratio: float = Field(default=2.0, gt=0)
+    """Largest size of its files, as a multiple of the live release's."""
+    max_cpu_ratio: float = Field(default=2.0, gt=0)
+    """Most CPU time for the answers that the language model gives in the exam, as a multiple of the
+    live release's."""
 
 
 class NightConfig(Section):

@@ -47,12 +47,13 @@ def make_answers(
         lists = pa.Table.from_pylist(_lists(rows), schema=RANKED_LISTS)
         storage.write_table(storage.join(uri, part_name("lists", 0)), lists)
         _write_gates(uri, rows, gates_seed)
-        return {"rows": len(rows), "modes": {"full": len(lists)}, "unread_slates": 0}
+        return {"rows": len(rows), "modes": {"full": len(lists)}, "unread_slates": 0, "cpu_s": 2.0}
 
     settings = {
         "release": name, "noise": noise, "cold": cold_noise, "scale": scale, "gates": gates_seed,
     }
-    return Answers(name, artifacts.make(str(root), "release_scores", settings, [], write), FUSION)
+    scores = artifacts.make(str(root), "release_scores", settings, [], write)
+    return Answers(name, scores, FUSION, size_bytes=1_000_000)
 
 
 def _rows(

@@ -83,6 +83,11 @@ class ReleaseManifest:
     """Path in the release -> size and checksum; `config.json` is the whole configuration."""
     facts: ReleaseFacts
 
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of all files."""
+        return sum(each.size_bytes for each in self.files.values())
+
 
 FACTS = TypeAdapter(ReleaseFacts)
 MANIFEST = TypeAdapter(ReleaseManifest)

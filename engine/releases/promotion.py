@@ -100,6 +100,7 @@ def decide(report: Mapping[str, Any], promotion: PromotionConfig) -> Decision:
     findings = [fault] if fault is not None else [
         *_judge_rows(report, promotion), *_judge_slices(report, promotion),
         _judge_calibration(report, promotion), *_judge_gates(report, promotion),
+        *_judge_costs(report, promotion),
     ]
     held = tuple(each.reason for each in findings if not each.is_good)
     if held:
@@ -226,6 +227,22 @@ def _judge_gates(report: Mapping[str, Any], promotion: PromotionConfig) -> Itera
         f"The adapter that is used most has {load:.4f} of the gates' weight; it must be at most "
         f"{promotion.max_adapter_load:.4f}."
     ))
+
+
+# ----- what it costs
+
+
+def _judge_costs(report: Mapping[str, Any], promotion: PromotionConfig) -> Iterator[_Finding]:
+    bounds = {
+        "size_bytes": ("The size of the release", promotion.max_size_ratio),
+        "cpu_s": ("The CPU time of its answers", promotion.max_cpu_ratio),
+    }
+    for name, (what, limit) in bounds.items():
+        new, live = (_number(_field(each.get("cost"), name)) for each in report["releases"])
+        ratio = new / live if live > 0 else math.nan
+        yield _Finding(ratio <= limit, (
+            f"{what} is {ratio:.2f} of the live release's; it must be at most {limit:.2f}."
+        ))
 
 
 # ----- figures

@@ -23,6 +23,7 @@ from engine.metrics import ranking
 from engine.metrics.estimates import Estimate, differences
 from engine.metrics.ranking import Queries
 from engine.models.fusion import Fusion
+from engine.releases.registry import Registry
 from engine.stages.adapters import read_learning
 from engine.stages.comparison import (
     HISTORY_LENGTHS,
@@ -59,14 +60,20 @@ class Answers:
     release_id: str
     scores: Artifact
     fusion: Fusion
+    size_bytes: int
+    """Of the release's files."""
     learning: Sequence[Mapping[str, float]] = ()
     """AUC against training samples, see stages/adapters."""
 
     @classmethod
-    def read(cls, folder: str, release_id: str, scores: Artifact) -> "Answers":
+    def read(cls, registry: Registry, release_id: str, scores: Artifact) -> "Answers":
         """Add what the release's folder says of it."""
+        folder = registry.folder(release_id)
         fusion = Fusion.from_json(storage.read_json(storage.join(folder, "fusion.json")))
-        return cls(release_id, scores, fusion, read_learning(storage.join(folder, "bank")))
+        return cls(
+            release_id, scores, fusion, registry.read_manifest(release_id).size_bytes,
+            read_learning(storage.join(folder, "bank")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +100,14 @@ def report_exam(
         "draws": settings.num_draws, "seed": settings.seed, "max_rows": settings.max_rows,
         "releases": [[each.release_id, each.scores.key] for each in answers],
     }
-    return artifacts.make(out, "exam_report", values, [exam], write)
+    return artifacts.make(out, "exam_report", values, [exam], write, version=2)
 
 
 def examine(
     exam: Artifact, answers: Sequence[Answers], settings: Settings
 ) -> dict[str, Any]:
-    """Return JSON: exam, settings, releases [tables, rankings, reliability, learning, gates],
-    difference.
+    """Return JSON: exam, settings, releases [tables, rankings, reliability, learning, gates,
+    cost], difference.
 
     A table stands for each slice of "all" rows (popularity and CRM) and of the "sample" (the
     language model, too; only slates that all releases could read); a ranking for all liked items
@@ -179,6 +186,9 @@ class _Measurement:
             "release_id": self.answers.release_id, "scores": self.answers.scores.key,
             "modes": self.answers.scores.facts["modes"],
             "unread_slates": self.answers.scores.facts["unread_slates"],
+            "cost": {
+                "size_bytes": self.answers.size_bytes, "cpu_s": self.answers.scores.facts["cpu_s"],
+            },
             "tables": [
                 {"rows": rows, "slice": name,
                  **table_of(self.groups[rows, name], measured)}

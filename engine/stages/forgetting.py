@@ -122,8 +122,9 @@ def read_published(run: str, registry: Registry) -> list[Published]:
         needs = {f"{kind}-{key}" for kind, key in manifest.facts.inputs.items()}
         for name in [each for each in needs if each.startswith("histories-")]:
             needs.update(layer_names(storage.join(run, name)))
-        size_bytes = sum(each.size_bytes for each in manifest.files.values())
-        found.append(Published(release_id, manifest.created_s, size_bytes, frozenset(needs)))
+        found.append(
+            Published(release_id, manifest.created_s, manifest.size_bytes, frozenset(needs))
+        )
     return found
 
 

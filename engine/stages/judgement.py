@@ -65,8 +65,7 @@ def hold_exam(
     answers = []
     for each in sittings:
         scores = sit_exam(out, exam, histories, each)
-        folder = Registry(each.registry).folder(each.release_id)
-        answers.append(Answers.read(folder, each.release_id, scores))
+        answers.append(Answers.read(Registry(each.registry), each.release_id, scores))
     return report_exam(out, exam, answers, Settings(
         config.evaluation.bootstrap_draws, config.run.seed, config.evaluation.max_rows
     ))

@@ -11,6 +11,7 @@ on every row, the language model on the sample's rows and on M candidates for ea
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ from engine.types import AnswerMode, FloatArray, History, IntArray, Window
 
 log = logging.getLogger(__name__)
 
+TOTALS = ("rows", "lists", "unread_slates", "cpu_s")
+"""Facts that are sums over users. cpu_s: of the CPUs, while the sample's slates were read and their
+lists ranked. Of two releases that sit one exam, whichever needs more would also answer slower."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
@@ -75,7 +80,7 @@ class Sitting:
 def sit_exam(out: str, exam: Artifact, histories: Artifact, sitting: Sitting) -> Artifact:
     """Return the artifact "release_scores" of one release."""
     write = partial(_write, exam=exam, histories=histories, sitting=sitting)
-    return artifacts.make(out, "release_scores", sitting.settings(), [exam], write, version=2)
+    return artifacts.make(out, "release_scores", sitting.settings(), [exam], write, version=3)
 
 
 def _write(
@@ -90,7 +95,7 @@ def _write(
     totals, modes = Counter[str](), Counter[str]()
     slates: dict[str, Sequence[Mapping[str, Any]]] = {}
     for user in counted(answered, exam.facts["users"], "release_scores"):
-        totals.update({name: user[name] for name in ("rows", "lists", "unread_slates")})
+        totals.update({name: user[name] for name in TOTALS})
         modes.update(user["modes"])
         if user["slates"]:
             slates[user["user_id"]] = user["slates"]
@@ -101,8 +106,7 @@ def _write(
         )
     _write_gates(uri, [slate for user_id in sorted(slates) for slate in slates[user_id]])
     return {
-        **{name: totals[name] for name in ("rows", "lists", "unread_slates")},
-        "modes": dict(modes),
+        **{name: totals[name] for name in TOTALS}, "modes": dict(modes),
     }
 
 
@@ -188,6 +192,7 @@ class _Examinee:
         scores: list[dict[str, Any]] = []
         lists: list[dict[str, Any]] = []
         for user_id, history, questions in self._users(part):
+            start_s, cpu_s = time.process_time(), 0.0
             asked = [each for each in questions if len(each.items)]
             crm = self._score_crm(user_id, history, asked) if asked else []
             llm: Sequence[FloatArray | None] = [None] * len(asked)
@@ -197,6 +202,7 @@ class _Examinee:
             if user_id in self._sample:
                 llm, gates = self._read(asked)
                 ranked, modes = self._rank(questions)
+                cpu_s = time.process_time() - start_s
             for question, crm_row, logits in zip(asked, crm, llm, strict=True):
                 scores += self._rows(question, crm_row, logits)
             lists += ranked
@@ -204,6 +210,7 @@ class _Examinee:
                 "user_id": user_id, "rows": sum(len(each.items) for each in asked),
                 "lists": len(ranked), "modes": modes, "slates": gates,
                 "unread_slates": len(asked) - len(gates) if user_id in self._sample else 0,
+                "cpu_s": cpu_s,
             }
         for name, rows, schema in (("scores", scores, EXAM_SCORES), ("lists", lists, RANKED_LISTS)):
             table = pa.Table.from_pylist(rows, schema=schema)

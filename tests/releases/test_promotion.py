@@ -61,6 +61,8 @@ def test_a_release_that_answers_the_same_is_promoted_with_its_figures(equal: Rep
         "[+0.0000, +0.0000]; its upper end must be at most +0.0000.",
         "auc of crm_calibrated on slice 'all' (1440 rows of 'all')", "Expected calibration error",
         "The gates' entropy is 0.", "The adapter that is used most has 0.", "No slice is worse",
+        "The size of the release is 1.00 of the live release's",
+        "The CPU time of its answers is 1.00 of the live release's",
     ):
         assert part in text
 
@@ -106,9 +108,11 @@ def test_ranks_alone_do_not_make_an_overconfident_release_good(
 @pytest.mark.parametrize(("change", "reason"), [
     ({"min_entropy_share": 0.9}, "The gates' entropy is 0."),
     ({"max_adapter_load": 0.25}, "The adapter that is used most has 0."),
+    ({"max_size_ratio": 0.9}, "The size of the release is 1.00 of the live release's; it must be"),
+    ({"max_cpu_ratio": 0.9}, "The CPU time of its answers is 1.00 of the live release's; it must"),
     ({"min_users": 41}, "Rows 'sample' are of 40 users; an interval over users needs"),
 ])
-def test_gates_and_the_number_of_users_are_bounded(
+def test_gates_costs_and_the_number_of_users_are_bounded(
     equal: Report, change: dict[str, Any], reason: str
 ) -> None:
     [found] = decide(equal, BOUNDS.model_copy(update=change)).reasons
@@ -195,6 +199,17 @@ def test_a_figure_that_is_missing_or_no_number_holds(equal: Report) -> None:
             report = copy.deepcopy(equal)
             at(report, tuple(where))[metric] = value
             assert f"{metric} of" in held(report).replace("Expected calibration error", "ece")
+
+
+@pytest.mark.parametrize("release", [0, 1])
+@pytest.mark.parametrize("cost", [
+    None, {}, {"size_bytes": 0, "cpu_s": 0.0}, {"size_bytes": None, "cpu_s": math.nan},
+])
+def test_costs_that_are_not_known_hold(equal: Report, cost: Any, release: int) -> None:
+    report = copy.deepcopy(equal)
+    report["releases"][release]["cost"] = cost
+    unknown = cost != {"size_bytes": 0, "cpu_s": 0.0} or release == 1      # 0 is little
+    assert (decide(report, BOUNDS).verdict is Verdict.HOLD) == unknown
 
 
 @pytest.mark.parametrize("gates", [

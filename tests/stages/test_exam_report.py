@@ -62,10 +62,11 @@ def answers(
             ("lists", pa.Table.from_pylist(lists, schema=RANKED_LISTS)),
         ):
             storage.write_table(storage.join(uri, part_name(folder, 0)), table)
-        return {"rows": len(rows), "modes": {"full": 4}, "unread_slates": len(unread)}
+        return {"rows": len(rows), "modes": {"full": 4}, "unread_slates": len(unread),
+                "cpu_s": 2.0}
 
     scores = artifacts.make(str(root), "release_scores", {"release": name}, [], write)
-    return Answers(name, scores, FUSION)
+    return Answers(name, scores, FUSION, size_bytes=1000)
 
 
 def test_the_difference_is_the_first_release_minus_the_second(

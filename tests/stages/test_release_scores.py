@@ -103,6 +103,10 @@ def scores(world: TinyWorld, exam: Artifact, histories: Artifact) -> Artifact:
     return sit_exam(str(world.root / "out"), exam, histories, sitting_of(world))
 
 
+def test_the_time_that_the_cpus_answered_is_counted(scores: Artifact) -> None:
+    assert 0 < scores.facts["cpu_s"] < 600
+
+
 def test_no_list_holds_what_was_seen_and_nothing_seen_is_looked_for(
     world: TinyWorld, exam: Artifact, scores: Artifact
 ) -> None:
@@ -182,7 +186,8 @@ def test_a_sample_without_any_prompt_that_fits_is_an_error_that_says_so(
     world: TinyWorld, exam: Artifact, histories: Artifact, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    unread = {"user_id": "u", "rows": 4, "lists": 0, "modes": [], "slates": [], "unread_slates": 2}
+    unread = {"user_id": "u", "rows": 4, "lists": 0, "modes": [], "slates": [], "unread_slates": 2,
+              "cpu_s": 0.1}
     monkeypatch.setattr(release_scores, "map_with_actors", lambda *_, **__: iter([unread]))
     with pytest.raises(DataError, match=r"no prompt fits in prompt\.max_tokens in any of the 2"):
         sit_exam(str(tmp_path), exam, histories, sitting_of(world))
