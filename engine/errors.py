@@ -5,6 +5,7 @@ EngineError
   DataError             ValueError     input rows or files are wrong
     DataQualityError                   too many bad rows
     EmptySourceError                   nothing to import
+    EmptyExamError                     nothing to examine
   ArtifactError         RuntimeError   a stage's output cannot be trusted
     ChecksumError                      bytes differ from the manifest
   ReleaseError          RuntimeError   a release cannot be used
@@ -38,6 +39,10 @@ class DataQualityError(DataError):
 
 class EmptySourceError(DataError):
     """A source holds no event, or none but of deleted users."""
+
+
+class EmptyExamError(DataError):
+    """A period holds no row to examine."""
 
 
 class ArtifactError(EngineError, RuntimeError):

@@ -53,19 +53,22 @@ class Challenge:
     """What came in and what was learned from it."""
     report: "Artifact | None" = None
     """The exam of challenger and live release."""
+    old_report: "Artifact | None" = None
+    """That of the old panel."""
 
     def detail(self) -> dict[str, Any]:
         """Return what the ledger keeps: keys and counts."""
-        from engine import storage
         from engine.stages.nights_page import day_of, difference_of
 
-        found = self.report and storage.read_json(self.report.path("report.json"))
+        found, old = read_report(self.report), read_report(self.old_report)
         return {
             "artifacts": [[each.kind, each.key] for each in self.made],
             "facts": {each.kind: dict(each.facts) for each in self.made},
             "seconds": [[each.kind, each.manifest()["seconds"]] for each in self.made],
             "report": self.report and self.report.uri, "code": code_version(),
+            "old_report": self.old_report and self.old_report.uri,
             "difference": found and difference_of(found), "day": found and day_of(found),
+            "old": old and difference_of(old),
         }
 
 
@@ -258,7 +261,7 @@ def challenge(
     from engine.stages.extended_histories import extend_histories
     from engine.stages.interactions import service_deletions
     from engine.stages.items import extend_item_text
-    from engine.stages.judgement import judge
+    from engine.stages.judgement import judge, judge_memory
     from engine.stages.night_slates import build_night_slates
     from engine.stages.parent import Parent
     from engine.stages.popularity import count_popularity
@@ -305,13 +308,23 @@ def challenge(
     parts = Parts(histories, item_text, crm, bank, popularity, fusion, None)
     release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))
     made += [crm, crm_scores, prompts, bank, fusion]
+    two, new = [release_id, opened.parent_id], Period(parent.day_s, end_s)
     try:
-        new = Period(parent.day_s, end_s)
-        report = judge(root, config, histories, [release_id, opened.parent_id], roles, new)
+        report = judge(root, config, histories, two, roles, new)
+        old_report = judge_memory(root, config, histories, two, roles, end_s)
     except DataError as error:
         return _held(f"nothing to judge by: {error}", made, release_id)
-    found = storage.read_json(report.path("report.json"))
-    return Challenge(release_id, decide(found, config.night.promotion), made, report)
+    decision = decide(
+        read_report(report) or {}, config.night.promotion, read_report(old_report)
+    )
+    return Challenge(release_id, decision, made, report, old_report)
+
+
+def read_report(report: "Artifact | None") -> dict[str, Any] | None:
+    """Return the figures of an exam's report, if there is one."""
+    from engine import storage
+
+    return None if report is None else storage.read_json(report.path("report.json"))
 
 
 def _held(
@@ -386,8 +399,9 @@ def describe(ended: "Entry") -> None:
     print(f"night {ended.opened_id}: {ended.kind} ({challenger}, live was {ended.parent_id})")
     for reason in ended.reasons:
         print(f"  {reason}")
-    if ended.detail.get("report"):
-        print(f"report: {ended.detail['report']}/index.html")
+    for title, name in (("report", "report"), ("report of the old panel", "old_report")):
+        if ended.detail.get(name):
+            print(f"{title}: {ended.detail[name]}/index.html")
 
 
 if __name__ == "__main__":

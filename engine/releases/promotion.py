@@ -1,4 +1,4 @@
-"""Whether a challenger replaces the live release: report of the exam of both -> a decision.
+"""Whether a challenger replaces the live release: reports of the exams of both -> a decision.
 
 Differences are challenger - live on the same rows, with 95% intervals over users. Two questions are
 asked, and they differ in who has to prove what:
@@ -13,6 +13,10 @@ asked, and they differ in who has to prove what:
                 interval lies beyond the margin. Few rows can prove no more. So a small loss of a
                 small slice passes; and of many slices one may hold an equal challenger by chance,
                 each once in 40 times without a margin, and seldom with one.
+    the old panel
+                The first rows that ever judged, an exam of its own: as a slice. A release that
+                forgets is worse there, and one that learned from wrong labels, which a wrong day
+                itself cannot show.
 
 Margins are chosen by the differences between releases that differ in their seed alone. Intervals
 over few users are too short: with fewer than `min_users` all rows hold, and a slice is left out.
@@ -29,8 +33,8 @@ from engine.metrics.estimates import Interval
 
 JUDGED = {"sample": "fused", "all": "crm_calibrated"}
 """By the rows of the report, the answer that users get: with the language model, and without."""
-ALL = "all"
-"""The slice of all rows."""
+ALL, OLD_PANEL = "all", "the old panel"
+"""The slice of all rows; all rows of the old panel's exam."""
 LONG_HISTORIES = ("history 20 to 99", "history 100 to 499", "history 500 and over")
 DIVISIONS = (
     ("new users", "old users"), ("cold items", "warm items"), ("history under 20", *LONG_HISTORIES),
@@ -90,15 +94,19 @@ class _Bound:
         return f"its {end} end must be {side} {self.limit:+.4f}"
 
 
-def decide(report: Mapping[str, Any], promotion: PromotionConfig) -> Decision:
-    """Decide on the report of stages/exam_report of two releases, the challenger first.
+def decide(
+    report: Mapping[str, Any], promotion: PromotionConfig, old: Mapping[str, Any] | None = None
+) -> Decision:
+    """Decide on the report of stages/exam_report of two releases, the challenger first; old: that
+    of the old panel, if there is one.
 
     What is missing or not a number never passes. A figure that gets worse never turns a hold into a
     promotion.
     """
-    fault = _fault_of(report)
+    fault = _fault_of(report) or (None if old is None else _fault_of(old))
     findings = [fault] if fault is not None else [
         *_judge_rows(report, promotion), *_judge_slices(report, promotion),
+        *_judge_memory(old, promotion),
         _judge_calibration(report, promotion), *_judge_gates(report, promotion),
         *_judge_costs(report, promotion),
     ]
@@ -144,16 +152,13 @@ def _judge_rows(report: Mapping[str, Any], promotion: PromotionConfig) -> Iterat
 
 def _judge_slices(report: Mapping[str, Any], promotion: PromotionConfig) -> Iterator[_Finding]:
     """Look for slices that the challenger is worse on for certain."""
-    bound = _Bound("log_loss", "low", promotion.slice_loss_margin, is_upper=True)
-    tables, judged, small = _tables_of(report["difference"]), [], []
+    bound, tables = _slice_bound(promotion), _tables_of(report["difference"])
+    judged, small = [], []
     for rows, model in JUDGED.items():
         yield from _missing_rows(rows, tables)
         for name in _slices_of(report, rows):
             table = tables.get((rows, name), {})
-            if (
-                _count(table, "num_rows") < promotion.min_slice_rows
-                or _count(table, "num_users") < promotion.min_users
-            ):
+            if _is_small(table, promotion):
                 small.append(name)
                 continue
             judged.append(name)
@@ -164,6 +169,31 @@ def _judge_slices(report: Mapping[str, Any], promotion: PromotionConfig) -> Iter
         f"No slice is worse for certain: {len(judged)} were judged, {len(small)} have fewer than "
         f"{promotion.min_slice_rows} rows or {promotion.min_users} users."
     ))
+
+
+def _judge_memory(
+    old: Mapping[str, Any] | None, promotion: PromotionConfig
+) -> Iterator[_Finding]:
+    """Look for what the challenger has forgotten."""
+    if old is None:
+        return
+    tables = _tables_of(old["difference"])
+    for rows, model in JUDGED.items():
+        table = tables.get((rows, ALL), {})
+        if not _is_small(table, promotion):
+            yield _judge(table, rows, OLD_PANEL, model, _slice_bound(promotion))
+
+
+def _slice_bound(promotion: PromotionConfig) -> _Bound:
+    return _Bound("log_loss", "low", promotion.slice_loss_margin, is_upper=True)
+
+
+def _is_small(table: Table, promotion: PromotionConfig) -> bool:
+    """Tell whether a slice has too few rows or users to hold anything; not so if nobody knows."""
+    return (
+        _count(table, "num_rows") < promotion.min_slice_rows
+        or _count(table, "num_users") < promotion.min_users
+    )
 
 
 def _judge(table: Table, rows: str, name: str, model: str, bound: _Bound) -> _Finding:

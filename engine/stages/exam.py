@@ -29,7 +29,7 @@ from engine.data.sampling import Offer, reach_rows, sample_key, within_rows
 from engine.data.schema import EXAM_SLATES, histories_of, part_name
 from engine.data.slates import Slate, slates_table
 from engine.data.splits import read_timeline
-from engine.errors import DataError, ReleaseError
+from engine.errors import DataError, EmptyExamError, ReleaseError
 from engine.releases.registry import Registry
 from engine.stages.page import format_moment
 from engine.stages.partitions import map_partitions
@@ -207,7 +207,7 @@ def _write(
     parts = map_partitions(write, partitions)
     counts: Counter[str] = sum((count for count, _ in parts), Counter())
     if not counts["rows"]:
-        raise DataError(
+        raise EmptyExamError(
             f"no row to examine from {format_moment(timeline.t2_s)} to before "
             f"{format_moment(timeline.end_s)}: "
             f"{counts['unknown_items']:,} events were of items that a release does not know"

@@ -46,7 +46,7 @@ from engine.types import IntArray
 REPORT_FILE, PAGE_FILE = "report.json", "index.html"
 ACTIVE_S = 28 * 86_400
 """A user is active who had an event in the four weeks before the slate."""
-NEWEST_DAY = "the newest day"
+NEWEST_DAY, EARLIER_DAYS = "the newest day", "the days before it"
 LISTS = ("full", "crm", "popular", "history")
 LIST_DIFFERENCES = (("full", "crm"), ("full", "popular"), ("crm", "popular"), ("full", "history"))
 _COLUMNS = ("popularity", "crm_row_logit", "crm_logit", "llm_logit")
@@ -290,7 +290,8 @@ def slices_of(
     """
     newest = {}
     if newest_s is not None:
-        newest = {NEWEST_DAY: table["timestamp_s"].to_numpy() >= newest_s}
+        is_new = table["timestamp_s"].to_numpy() >= newest_s
+        newest = {NEWEST_DAY: is_new, EARLIER_DAYS: ~is_new}
     kinds, cold = table["kind"].to_numpy(), table["item_events"].to_numpy() == 0
     return {
         "all": np.ones(len(table), bool), **user_slices_of(table),

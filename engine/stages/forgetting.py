@@ -109,8 +109,9 @@ def interrupted_parents(ledger: Sequence[Entry]) -> set[str]:
 def reports_of(ledger: Sequence[Entry], release_ids: Set[str]) -> set[str]:
     """Return the folders of the comparisons that some releases were judged by."""
     return {
-        str(entry.detail["report"]).rstrip("/").rpartition("/")[2] for entry in ledger
-        if entry.release_id in release_ids and entry.detail.get("report")
+        str(entry.detail[name]).rstrip("/").rpartition("/")[2]
+        for entry in ledger if entry.release_id in release_ids
+        for name in ("report", "old_report") if entry.detail.get(name)
     }
 
 

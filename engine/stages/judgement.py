@@ -5,11 +5,14 @@ without the language model: they would cost as much again, and nothing is decide
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from engine.artifacts import Artifact
 from engine.config import EngineConfig, RankingConfig, ServingConfig
 from engine.data.roles import Roles
 from engine.data.splits import DAY_S
+from engine.errors import EmptyExamError
 from engine.releases.registry import Registry
 from engine.stages.exam import Period, read_examined, set_exam
 from engine.stages.exam_report import Answers, Settings, report_exam
@@ -25,11 +28,39 @@ def judge(
     Those of the day, of which the second release has learned nothing, are a slice of it: what this
     one made of a day that was to come. Raises DataError if no row judges.
     """
-    start_s = max(roles.since_s, day.end_s - config.night.judge_days * DAY_S)
     return compare(
-        run, config, histories, release_ids, Period(start_s, day.end_s),
+        run, config, histories, release_ids, newest_period(config, roles, day.end_s),
         rows=config.night.judge_rows, roles=roles, newest_s=day.start_s,
     )
+
+
+def judge_memory(
+    run: str, config: EngineConfig, histories: Artifact, release_ids: Sequence[str], roles: Roles,
+    end_s: int,
+) -> Artifact | None:
+    """Return the report on the old panel: the first rows that judged, the same every night. None
+    until they are past the newest ones, and where nobody was there to judge.
+    """
+    period = old_period(config, roles)
+    is_past = period.end_s <= newest_period(config, roles, end_s).start_s
+    if not (is_past and config.night.old_days):
+        return None
+    try:
+        return compare(
+            run, config, histories, release_ids, period, rows=config.night.judge_rows, roles=roles
+        )
+    except EmptyExamError:
+        return None
+
+
+def newest_period(config: EngineConfig, roles: Roles, end_s: int) -> Period:
+    """Return the days before `end_s` that a night is judged by."""
+    return Period(max(roles.since_s, end_s - config.night.judge_days * DAY_S), end_s)
+
+
+def old_period(config: EngineConfig, roles: Roles) -> Period:
+    """Return the days of the old panel."""
+    return Period(roles.since_s, roles.since_s + config.night.old_days * DAY_S)
 
 
 def compare(
@@ -50,9 +81,9 @@ def compare(
         threads=config.adapters.threads_per_worker, ranking=RankingConfig(llm_candidates=0),
     )
     exclude_seen = config.source.label.kind != "implicit"
+    num_actors = max(1, config.adapters.num_workers // len(release_ids))
     sittings = [
-        Sitting(registry.root, each, serving, exclude_seen, config.adapters.num_workers)
-        for each in release_ids
+        Sitting(registry.root, each, serving, exclude_seen, num_actors) for each in release_ids
     ]
     return hold_exam(run, config, exam, histories, sittings)
 
@@ -61,11 +92,20 @@ def hold_exam(
     out: str, config: EngineConfig, exam: Artifact, histories: Artifact,
     sittings: Sequence[Sitting],
 ) -> Artifact:
-    """Let one or two releases sit an exam; return the report, measured as a configuration says."""
-    answers = []
-    for each in sittings:
-        scores = sit_exam(out, exam, histories, each)
-        answers.append(Answers.read(Registry(each.registry), each.release_id, scores))
+    """Let one or two releases sit an exam, both at once: so they start together, and a busy machine
+    slows both. Return the report, measured as a configuration says.
+    """
+    distinct = list({each.release_id: each for each in sittings}.values())
+    pool = ThreadPoolExecutor(len(distinct))
+    try:
+        scores = list(pool.map(partial(sit_exam, out, exam, histories), distinct))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)      # one that fails waits for no other
+    found = {
+        each.release_id: Answers.read(Registry(each.registry), each.release_id, own)
+        for each, own in zip(distinct, scores, strict=True)
+    }
+    answers = [found[each.release_id] for each in sittings]
     return report_exam(out, exam, answers, Settings(
         config.evaluation.bootstrap_draws, config.run.seed, config.evaluation.max_rows
     ))

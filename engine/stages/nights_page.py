@@ -53,7 +53,9 @@ def _night(entry: Entry) -> dict[str, Any]:
         "parent_id": entry.parent_id, "release_id": entry.release_id,
         "reasons": entry.reasons, "counts": counts,
         "moved": facts.get("bank", {}).get("moved", {}),
-        **{name: entry.detail.get(name) for name in ("report", "code", "difference", "day")},
+        **{name: entry.detail.get(name) for name in (
+            "report", "old_report", "code", "difference", "day", "old",
+        )},
     }
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from benchmarks.live import copy_release
 from engine import storage
 from engine.config import EngineConfig
+from engine.data.splits import DAY_S
 from engine.errors import ChecksumError, ConfigError, NightRunningError, ReleaseError
 from engine.releases.promotion import Decision, Verdict
 from engine.releases.registry import Registry
@@ -46,6 +47,24 @@ def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(
     database.dispose()
     assert (again.since_s, again.parent_id) == (0, world.base_id)
     assert again.detail["events"] == [each.folder for each in world.days[1:3]]
+
+
+@pytest.mark.slow
+def test_a_night_is_also_judged_by_the_first_rows_that_judged(
+    known_night: World, tmp_path: Path
+) -> None:
+    world = known_night.copy(tmp_path / "world", judge_days=6, old_days=6)
+    ended = world.night(1)
+    assert ended.kind is EntryKind.PROMOTED
+    new, old = (storage.read_json(storage.join(ended.detail[name], "report.json"))
+                for name in ("report", "old_report"))
+    roles = Registry(world.config.run.registry).read_manifest(world.base_id).facts.roles
+    assert roles is not None
+    assert old["exam"]["start_s"] == roles["since_s"]
+    assert old["exam"]["end_s"] == roles["since_s"] + 6 * DAY_S <= new["exam"]["start_s"]
+    assert new["exam"]["end_s"] == world.days[1].end_s
+    assert old["releases"][0]["release_id"] == ended.release_id
+    assert ended.detail["old"]["crm_calibrated"]["num_rows"] == old["exam"]["rows"] > 0
 
 
 @pytest.mark.slow

@@ -95,6 +95,31 @@ def test_a_slice_that_is_worse_for_certain_holds_and_a_small_one_does_not(
     assert "0 were judged" in decision.reasons[4]
 
 
+def test_what_is_forgotten_for_certain_holds_and_a_small_old_panel_does_not(
+    world: Callable[..., Report], equal: Report
+) -> None:
+    forgotten = world(noise=3.0)
+    decision = decide(equal, BOUNDS, forgotten)
+    assert decision.verdict is Verdict.HOLD
+    assert [reason.partition(" on slice 'the old panel' (")[0] for reason in decision.reasons] == [
+        "log_loss of fused", "log_loss of crm_calibrated",
+    ]
+    few = BOUNDS.model_copy(update={"min_slice_rows": 10_000})
+    assert decide(equal, few, forgotten).verdict is Verdict.PROMOTE
+    remembered = decide(equal, BOUNDS, equal)
+    assert remembered.verdict is Verdict.PROMOTE
+    assert "\n".join(remembered.reasons).count("'the old panel'") == 2
+
+
+def test_an_old_panel_that_says_nothing_holds(equal: Report) -> None:
+    for old in ({}, {**equal, "difference": None}, {**equal, "releases": equal["releases"][::-1]}):
+        assert decide(equal, BOUNDS, old).verdict is Verdict.HOLD
+    unknown = copy.deepcopy(equal)
+    table_in(unknown["difference"], "all", "all")["models"]["crm_calibrated"]["log_loss"] = None
+    [reason] = decide(equal, BOUNDS, unknown).reasons
+    assert reason.startswith("log_loss of crm_calibrated on slice 'the old panel' (1440 rows")
+
+
 def test_ranks_alone_do_not_make_an_overconfident_release_good(
     world: Callable[..., Report],
 ) -> None:

@@ -327,7 +327,7 @@ def test_slices_of_rows_by_hand() -> None:
         "repeat items of the user": [1, 2], "new items of the user": [0],
     }
     newest = {name: np.flatnonzero(mask).tolist() for name, mask in slices_of(table, 10).items()}
-    assert newest == {**found, "the newest day": [1, 2]}
+    assert newest == {**found, "the newest day": [1, 2], "the days before it": [0]}
 
 
 def test_queries_of_a_kind_look_for_its_items_alone() -> None:

@@ -90,10 +90,12 @@ class Nights:
             end_s=60 + number, deleted=Deletions.of({}) if deleted is None else deleted,
         ))
         *_, report = (self._make(each, [self.histories[-1]]) for each in JUDGED)
+        old = self._make("exam_report", [self.histories[-1], report])
         if kind is EntryKind.PROMOTED:
             self.promote(number)
         self._append(replace(
-            opened.ended(kind, (), {"report": report.uri}), release_id=f"r{number:02}"
+            opened.ended(kind, (), {"report": report.uri, "old_report": old.uri}),
+            release_id=f"r{number:02}",
         ))
         return number
 
@@ -200,7 +202,7 @@ def test_live_and_previous_stay_with_what_they_need_and_the_last_night_stays_who
         "histories", "interactions", "drop", "report", *PARTS, *WORK, *JUDGED,
     }
     for kind, number in (*((kind, 1) for kind in (*WORK, "interactions", "drop", "exam")),
-                         ("exam_report", 2), ("crm", 3), ("histories", 3), ("report", 1)):
+                         ("exam_report", 4), ("crm", 3), ("histories", 3), ("report", 1)):
         found = [each for each in nights.folders() if each.rpartition("-")[0] == kind]
         assert len(found) == number, kind
     assert nights.forget() == Forgotten()

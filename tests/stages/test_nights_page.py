@@ -44,6 +44,15 @@ def test_the_ledger_keeps_the_live_releases_day_and_what_the_night_changed() -> 
     assert day_of(nobody) == {}
 
 
+def test_a_page_shows_the_old_panel_where_there_was_one() -> None:
+    judged = {"difference": difference_of(REPORT), "day": {}, "report": "/run/new"}
+    with_old = {**judged, "old": difference_of(REPORT), "old_report": "/run/old"}
+    page, without = (render([entry(1, EntryKind.PROMOTED, **each)]) for each in (with_old, judged))
+    assert page.count("+0.0375") == 2 * without.count("+0.0375") > 0
+    assert "/run/old/index.html" in page
+    assert "old panel" not in without
+
+
 def test_a_page_shows_each_night_with_its_day_and_its_reasons() -> None:
     judged = {"difference": difference_of(REPORT), "day": day_of(REPORT), "report": "/run/report"}
     page = render([
