@@ -58,7 +58,7 @@ def test_a_night_is_also_judged_by_the_first_rows_that_judged(
     assert ended.kind is EntryKind.PROMOTED
     new, old = (storage.read_json(storage.join(ended.detail[name], "report.json"))
                 for name in ("report", "old_report"))
-    roles = Registry(world.config.run.registry).read_manifest(world.base_id).facts.roles
+    roles = Registry(world.config.run.registry).read_manifest(world.live()).facts.roles
     assert roles is not None
     assert old["exam"]["start_s"] == roles["since_s"]
     assert old["exam"]["end_s"] == roles["since_s"] + 6 * DAY_S <= new["exam"]["start_s"]
