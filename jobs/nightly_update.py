@@ -250,9 +250,9 @@ def pending_folders(
 
 
 def challenge(
-    registry: "Registry", config: EngineConfig, opened: "Entry"
+    registry: "Registry", config: EngineConfig, opened: "Entry", *, rival_id: str | None = None
 ) -> Challenge:
-    """Make a challenger of the day, and judge it."""
+    """Make a challenger of the day, and judge it against a rival: by default its parent."""
     from engine import storage
     from engine.releases.promotion import decide
     from engine.stages.adapters import carry_adapters, train_adapters
@@ -308,7 +308,7 @@ def challenge(
     parts = Parts(histories, item_text, crm, bank, popularity, fusion, None)
     release_id = publish_release(root, config, parts, Descent(opened.parent_id, roles))
     made += [crm, crm_scores, prompts, bank, fusion]
-    two, new = [release_id, opened.parent_id], Period(parent.day_s, end_s)
+    two, new = [release_id, rival_id or opened.parent_id], Period(parent.day_s, end_s)
     try:
         report = judge(root, config, histories, two, roles, new)
         old_report = judge_memory(root, config, histories, two, roles, end_s)

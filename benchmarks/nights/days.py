@@ -26,10 +26,15 @@ class Day:
     events: int
 
 
-def cut_days(run: str, interactions: Artifact, shares: Sequence[float]) -> list[Day]:
-    """Return the base and the days that end at these shares of all events, by time."""
+def cut_days(run: str, interactions: Artifact, shares: Sequence[float]) -> Artifact:
+    """Return the artifact of the base and the days that end at these shares of all events, by time.
+    """
     write = partial(_write, interactions=interactions, shares=shares)
-    days = artifacts.make(run, "days", {"shares": list(shares)}, [interactions], write)
+    return artifacts.make(run, "days", {"shares": list(shares)}, [interactions], write)
+
+
+def days_of(days: Artifact) -> list[Day]:
+    """Return the base and the days."""
     return [
         Day(each["start_s"], each["end_s"], days.path(each["folder"]), each["events"])
         for each in days.facts["days"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.live import copy_release
-from benchmarks.nights.days import Day, cut_days, events_until
+from benchmarks.nights.days import Day, cut_days, days_of, events_until
 from benchmarks.nights.plan import Plan
 from engine import storage
 from engine.artifacts import Artifact, open_artifact
@@ -33,6 +33,8 @@ class Ground:
     interactions: Artifact
     histories: Artifact
     """Of all events: a question about a day sees what was before it."""
+    cut: Artifact
+    """Of the days."""
     days: list[Day]
     """The base, each night's day, and the day after the last night."""
     base_id: str
@@ -41,16 +43,18 @@ class Ground:
     @classmethod
     def prepare(cls, plan: Plan) -> "Ground":
         """Import the data, cut the days and train the first release."""
-        config = plan.engine_config({"run.registry": _registry(plan, "base"), "run.state": None})
+        config = plan.engine_config({"run.registry": registry_of(plan, "base"), "run.state": None})
         root = storage.absolute(config.run.root)
         interactions = import_data(root, config)
-        days = cut_days(root, interactions, plan.shares())
+        cut = cut_days(root, interactions, plan.shares())
+        days = days_of(cut)
         histories = build_histories(root, config, interactions)
         outcome = train_reclora.run(_with_source(config, days[0].folder))
-        return cls(plan, root, interactions, histories, days, outcome.release_id)
+        return cls(plan, root, interactions, histories, cut, days, outcome.release_id)
 
 
-def _registry(plan: Plan, name: str) -> str:
+def registry_of(plan: Plan, name: str) -> str:
+    """Return the registry of an arm."""
     return storage.join(plan.engine_config().run.root, "registries", name)
 
 
@@ -65,14 +69,14 @@ class Arm:
         plan = ground.plan
         self._ground, self._way = ground, plan.arms[name]
         self._config = plan.engine_config({
-            **self._way.overrides, "run.registry": _registry(plan, name),
+            **self._way.overrides, "run.registry": registry_of(plan, name),
             "night.keep_releases": None,        # arms share what they were made of
             "run.state": f"sqlite:///{storage.join(ground.root, name)}.db",
         })
         self._registry = Registry(self._config.run.registry)
         self._live = ground.base_id
         if ground.base_id not in self._registry.list():
-            base = Registry(_registry(plan, "base"))
+            base = Registry(registry_of(plan, "base"))
             copy_release(base, ground.base_id, self._registry, ground.base_id)
             self._registry.promote(ground.base_id)
 

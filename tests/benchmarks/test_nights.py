@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from benchmarks.nights.__main__ import line_of
-from benchmarks.nights.days import cut_days
+from benchmarks.nights.days import cut_days, days_of
 from benchmarks.nights.plan import read_plan
 from engine import storage
 from engine.artifacts import Artifact
@@ -72,7 +72,7 @@ def test_days_hold_every_event_once_and_the_items_and_users_of_their_events(
     storage.write_json(str(folder / "manifest.json"), {"files": {name: {} for name in names}})
     interactions = Artifact("interactions", "key", str(folder), {})
 
-    days = cut_days(str(tmp_path / "run"), interactions, [0.5, 0.75, 1.0])
+    days = days_of(cut_days(str(tmp_path / "run"), interactions, [0.5, 0.75, 1.0]))
     assert [day.events for day in days] == [101, 49, 50]
     assert days[0].end_s == days[1].start_s
     found = []

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.nights.days import Day, cut_days
+from benchmarks.nights.days import Day, cut_days, days_of
 from engine import storage
 from engine.config import EngineConfig
 from engine.releases.registry import Registry
@@ -79,7 +79,7 @@ def first_world(folder: Path, values: dict[str, Any]) -> World:
     }
     config = EngineConfig.model_validate(values)
     interactions = import_data(str(folder / "whole"), config)
-    days = cut_days(str(folder / "whole"), interactions, [0.6, 0.75, 0.9, 1.0])
+    days = days_of(cut_days(str(folder / "whole"), interactions, [0.6, 0.75, 0.9, 1.0]))
     most_active = _most_active_user(days[1].folder)
     for number, day in enumerate(days[1:], start=1):
         days[number] = replace(day, folder=_rename_user(day.folder, most_active, NEW_USER))
