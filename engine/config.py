@@ -515,8 +515,9 @@ class NightConfig(Section):
     judge_rows: int = Field(default=1500, ge=1)
     """Rows (of whole users) of them that the language model scores, for each release."""
     old_days: int = Field(default=14, ge=0)
-    """The old panel: days from when there were first rows that judge. Once they are past
-    `judge_days`, they tell what was forgotten, by as many rows as `judge_rows`; 0: nobody asks."""
+    """The old panel: the first days of which rows judge, from where the first release began to
+    report. Once `judge_days` are past them, `judge_rows` rows of them tell what was forgotten; 0:
+    nobody asks."""
     tune_days: int = Field(default=28, ge=1)
     """Newest days whose rows fit the fusion."""
     min_tune_rows: int = Field(default=500, ge=1)

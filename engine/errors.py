@@ -42,7 +42,7 @@ class EmptySourceError(DataError):
 
 
 class EmptyExamError(DataError):
-    """A period holds no row to examine."""
+    """A period holds no row that releases can be examined by."""
 
 
 class ArtifactError(EngineError, RuntimeError):

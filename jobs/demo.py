@@ -198,8 +198,8 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def spend_night(config: EngineConfig, dashboard: str, url: str) -> None:
-    """Learn the day beside the application, on one CPU, as it holds a part of the others; and let
-    it know of a new live release.
+    """Learn the day beside the application, by trainings of one CPU, as it holds a part of the
+    others; and let it know of a new live release.
     """
     from engine.state.histories import COMMIT_MARGIN_S
     from jobs import nightly_update, promote

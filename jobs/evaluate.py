@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
                       "implicit, as people buy again")
     seen.add_argument("--exclude-seen", dest="exclude_seen", action="store_true",
                       help="they may not, as the endpoint's by default; so where there are ratings")
-    parser.add_argument("--actors", type=int, help="processes that hold the release (default 1)")
+    parser.add_argument("--actors", type=int, help="processes for each release (default 1)")
     parser.add_argument("--out", help="folder or URI to fill (default runs/evaluation)")
     parser.add_argument("--json", help="file or URI for what is printed, and all else")
     return parser

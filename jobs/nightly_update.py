@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.code_version import code_version
 from engine.config import EngineConfig, at_home, load_config
-from engine.errors import ConfigError, DataError, EmptySourceError, EngineError, ReleaseError
+from engine.errors import (
+    ConfigError,
+    EmptyExamError,
+    EmptySourceError,
+    EngineError,
+    ReleaseError,
+)
 from jobs.evaluate import read_moment
 from jobs.exit_code import exit_code
 from jobs.promote import add_service_options, check_registry, read_details, tell
@@ -52,7 +58,7 @@ class Challenge:
     made: "Sequence[Artifact]"
     """What came in and what was learned from it."""
     report: "Artifact | None" = None
-    """The exam of challenger and live release."""
+    """The exam of the challenger and its rival: the live release."""
     old_report: "Artifact | None" = None
     """That of the old panel."""
 
@@ -311,9 +317,9 @@ def challenge(
     two, new = [release_id, rival_id or opened.parent_id], Period(parent.day_s, end_s)
     try:
         report = judge(root, config, histories, two, roles, new)
-        old_report = judge_memory(root, config, histories, two, roles, end_s)
-    except DataError as error:
+    except EmptyExamError as error:
         return _held(f"nothing to judge by: {error}", made, release_id)
+    old_report = judge_memory(root, config, histories, two, roles, end_s)
     decision = decide(
         read_report(report) or {}, config.night.promotion, read_report(old_report)
     )

@@ -17,14 +17,15 @@ ROWS, ENTITIES = part_name("interactions", 0), ("items.parquet", "users.parquet"
 
 def poison_day(
     run: str, days: Artifact, folder: str, how: How, share: float, seed: int
-) -> str:
-    """Return a folder in which a share of a day's events has the rating and label of another.
+) -> Artifact:
+    """Return "poisoned", a folder as the day's: a share of its events has the rating and label of
+    another.
 
     how: `flip`: of one with the other label; `draw`: of any one of the day.
     """
     write = partial(_write, folder=folder, how=how, share=share, seed=seed)
     settings = {"folder": folder.rpartition("/")[2], "how": how, "share": share, "seed": seed}
-    return artifacts.make(run, "poisoned", settings, [days], write).uri
+    return artifacts.make(run, "poisoned", settings, [days], write)
 
 
 def _write(uri: str, *, folder: str, how: How, share: float, seed: int) -> dict[str, Any]:

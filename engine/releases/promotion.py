@@ -40,6 +40,8 @@ DIVISIONS = (
     ("new users", "old users"), ("cold items", "warm items"), ("history under 20", *LONG_HISTORIES),
 )
 """Slices that hold every row once."""
+DAYS = ("the newest day", "the days before it")
+"""Slices that hold every row once, where the report knows of a newest day."""
 ACTIVITIES = ("active users", "inactive users")
 """Slices that hold every row of a user with a history once."""
 ROUNDING = 1e-6
@@ -103,7 +105,7 @@ def decide(
     What is missing or not a number never passes. A figure that gets worse never turns a hold into a
     promotion.
     """
-    fault = _fault_of(report) or (None if old is None else _fault_of(old))
+    fault = _fault_of(report) or (None if old is None else _fault_of_old(old, report))
     findings = [fault] if fault is not None else [
         *_judge_rows(report, promotion), *_judge_slices(report, promotion),
         *_judge_memory(old, promotion),
@@ -125,6 +127,17 @@ def _fault_of(report: Mapping[str, Any]) -> _Finding | None:
     compared = [difference.get(place) for place in ("first", "second")]
     if compared != names:
         return _Finding(False, f"The difference is of {compared}, the report of {names}.")
+    return None
+
+
+def _fault_of_old(old: Mapping[str, Any], report: Mapping[str, Any]) -> _Finding | None:
+    """Return why a report on the old panel is not of the same two releases; None if it is."""
+    fault = _fault_of(old)
+    if fault is not None:
+        return _Finding(False, f"The old panel: {fault.reason}")
+    names = [[each["release_id"] for each in part["releases"]] for part in (old, report)]
+    if names[0] != names[1]:
+        return _Finding(False, f"The old panel is of {names[0]}, the report of {names[1]}.")
     return None
 
 
@@ -155,7 +168,7 @@ def _judge_slices(report: Mapping[str, Any], promotion: PromotionConfig) -> Iter
     bound, tables = _slice_bound(promotion), _tables_of(report["difference"])
     judged, small = [], []
     for rows, model in JUDGED.items():
-        yield from _missing_rows(rows, tables)
+        yield from _missing_rows(report, rows, tables)
         for name in _slices_of(report, rows):
             table = tables.get((rows, name), {})
             if _is_small(table, promotion):
@@ -176,11 +189,17 @@ def _judge_memory(
 ) -> Iterator[_Finding]:
     """Look for what the challenger has forgotten."""
     if old is None:
+        yield _Finding(True, "The old panel is not asked: it is not past yet, or has no row.")
         return
     tables = _tables_of(old["difference"])
     for rows, model in JUDGED.items():
         table = tables.get((rows, ALL), {})
-        if not _is_small(table, promotion):
+        if _is_small(table, promotion):
+            yield _Finding(True, (
+                f"The old panel's {_count(table, 'num_rows'):g} rows of {rows!r} are not judged: "
+                f"fewer than {promotion.min_slice_rows}, or than {promotion.min_users} users."
+            ))
+        else:
             yield _judge(table, rows, OLD_PANEL, model, _slice_bound(promotion))
 
 
@@ -208,11 +227,15 @@ def _judge(table: Table, rows: str, name: str, model: str, bound: _Bound) -> _Fi
     return _Finding(bound.holds(interval), f"{where} changed by {change}; {bound}.")
 
 
-def _missing_rows(rows: str, tables: Tables) -> Iterator[_Finding]:
+def _missing_rows(
+    report: Mapping[str, Any], rows: str, tables: Tables
+) -> Iterator[_Finding]:
     """Look for rows that are in no slice of a division: one that has rows is missing."""
     sizes = {name: _count(table, "num_rows") for (of, name), table in tables.items() if of == rows}
     with_history = sum(sizes.get(name, 0.0) for name in LONG_HISTORIES)     # and some of the rest
-    wholes = {**dict.fromkeys(DIVISIONS, sizes.get(ALL, math.nan)), ACTIVITIES: with_history}
+    has_days = _field(report.get("exam"), "newest_s") is not None
+    divisions = (*DIVISIONS, DAYS) if has_days else DIVISIONS
+    wholes = {**dict.fromkeys(divisions, sizes.get(ALL, math.nan)), ACTIVITIES: with_history}
     for names, whole in wholes.items():
         found = sum(sizes.get(name, 0.0) for name in names)
         if not found >= whole:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from engine import artifacts, storage
 from engine.artifacts import Artifact
-from engine.errors import ArtifactError, DataError
+from engine.errors import ArtifactError, EmptyExamError
 from engine.metrics import ranking
 from engine.metrics.estimates import Estimate, differences
 from engine.metrics.ranking import Queries
@@ -116,7 +116,9 @@ def examine(
     samples = [read_sampled(each.scores) for each in answers]
     read = set.intersection(*(set(table["slate_id"].to_pylist()) for table in samples))
     if not read:
-        raise DataError("no slate of the sample was read by the language models of all releases")
+        raise EmptyExamError(
+            "no slate of the sample was read by the language models of all releases"
+        )
     found = [
         _Measurement(each, exam, settings, table.filter(pc.field("slate_id").isin(sorted(read))))
         for each, table in zip(answers, samples, strict=True)

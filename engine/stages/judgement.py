@@ -25,8 +25,7 @@ def judge(
 ) -> Artifact:
     """Return the report of the first release against the second on the newest rows that judge.
 
-    Those of the day, of which the second release has learned nothing, are a slice of it: what this
-    one made of a day that was to come. Raises DataError if no row judges.
+    Those of the day are a slice of it. Raises EmptyExamError if no row judges.
     """
     return compare(
         run, config, histories, release_ids, newest_period(config, roles, day.end_s),
@@ -81,7 +80,7 @@ def compare(
         threads=config.adapters.threads_per_worker, ranking=RankingConfig(llm_candidates=0),
     )
     exclude_seen = config.source.label.kind != "implicit"
-    num_actors = max(1, config.adapters.num_workers // len(release_ids))
+    num_actors = max(1, config.adapters.num_workers // len(set(release_ids)))
     sittings = [
         Sitting(registry.root, each, serving, exclude_seen, num_actors) for each in release_ids
     ]
@@ -92,15 +91,12 @@ def hold_exam(
     out: str, config: EngineConfig, exam: Artifact, histories: Artifact,
     sittings: Sequence[Sitting],
 ) -> Artifact:
-    """Let one or two releases sit an exam, both at once: so they start together, and a busy machine
-    slows both. Return the report, measured as a configuration says.
+    """Let one or two releases sit an exam, at once where CPUs or GPUs are free for both. Return the
+    report, measured as a configuration says. Where one fails, it is told when both are through.
     """
     distinct = list({each.release_id: each for each in sittings}.values())
-    pool = ThreadPoolExecutor(len(distinct))
-    try:
+    with ThreadPoolExecutor(len(distinct)) as pool:
         scores = list(pool.map(partial(sit_exam, out, exam, histories), distinct))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)      # one that fails waits for no other
     found = {
         each.release_id: Answers.read(Registry(each.registry), each.release_id, own)
         for each, own in zip(distinct, scores, strict=True)

@@ -108,7 +108,7 @@ def _tell_of_a_wait(num_cpus: float, use_gpu: bool) -> None:
         f"{wanted[name]:g} {name} ({free.get(name, 0.0):g} free of {total.get(name, 0.0):g})"
         for name in lacking
     )
-    log.warning("waiting for %s: what is not free, an endpoint or another job holds", claims)
+    log.warning("waiting for %s: others hold what is not free, an endpoint, a job, a stage", claims)
 
 
 def _has_gpu() -> bool:

@@ -62,7 +62,8 @@ def _follow(uri: str, name: str, ended: threading.Event) -> None:
         found, periods = _read(uri), periods + 1
         if found is None or found == seen:
             if first is None and periods % PERIODS_OF_WAITING == 0:
-                log.info("%s: no step within %.0f s", name, periods * PERIOD_S)
+                log.info("%s: no step within %.0f s: starting, or waiting for resources", name,
+                         periods * PERIOD_S)
             continue
         seen = found
         if first is None:

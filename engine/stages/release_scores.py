@@ -28,7 +28,7 @@ from engine.artifacts import Artifact
 from engine.config import ServingConfig
 from engine.data.layers import read_histories
 from engine.data.schema import EXAM_SCORES, RANKED_LISTS, histories_of, part_name
-from engine.errors import DataError, PromptError
+from engine.errors import EmptyExamError, PromptError
 from engine.metrics.ranking import DEPTH
 from engine.models.base import worker_dtype
 from engine.models.crm_examples import UserSlates, score_slates
@@ -48,8 +48,8 @@ from engine.types import AnswerMode, FloatArray, History, IntArray, Window
 log = logging.getLogger(__name__)
 
 TOTALS = ("rows", "lists", "unread_slates", "cpu_s")
-"""Facts that are sums over users. cpu_s: of the CPUs, while the sample's slates were read and their
-lists ranked. Of two releases that sit one exam, whichever needs more would also answer slower."""
+"""Facts that are sums over users. cpu_s: of the CPUs, while the language model read the sample's
+slates and their lists were ranked: what answers at the endpoint cost, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +94,14 @@ def _write(
     )
     totals, modes = Counter[str](), Counter[str]()
     slates: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for user in counted(answered, exam.facts["users"], "release_scores"):
+    name = f"release_scores of {sitting.release_id}"
+    for user in counted(answered, exam.facts["users"], name):
         totals.update({name: user[name] for name in TOTALS})
         modes.update(user["modes"])
         if user["slates"]:
             slates[user["user_id"]] = user["slates"]
     if not slates:
-        raise DataError(
+        raise EmptyExamError(
             f"release {sitting.release_id!r}: no prompt fits in prompt.max_tokens in any of the "
             f"{totals['unread_slates']} slates of the sample: there is nothing to measure"
         )
@@ -192,7 +193,7 @@ class _Examinee:
         scores: list[dict[str, Any]] = []
         lists: list[dict[str, Any]] = []
         for user_id, history, questions in self._users(part):
-            start_s, cpu_s = time.process_time(), 0.0
+            cpu_s = 0.0
             asked = [each for each in questions if len(each.items)]
             crm = self._score_crm(user_id, history, asked) if asked else []
             llm: Sequence[FloatArray | None] = [None] * len(asked)
@@ -200,6 +201,7 @@ class _Examinee:
             ranked: list[dict[str, Any]] = []
             modes: list[str] = []
             if user_id in self._sample:
+                start_s = time.process_time()
                 llm, gates = self._read(asked)
                 ranked, modes = self._rank(questions)
                 cpu_s = time.process_time() - start_s

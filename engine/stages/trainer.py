@@ -154,7 +154,7 @@ def _warn_of_missing_cpus(needed: int) -> None:
     elif free < needed:
         log.info(
             "training needs %d CPUs (num_workers times threads_per_worker), %g of %g are free: "
-            "it waits until all are", needed, free, present,
+            "it waits until that many are", needed, free, present,
         )
 
 

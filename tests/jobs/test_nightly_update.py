@@ -53,7 +53,9 @@ def test_a_night_that_is_held_leaves_the_live_release_and_the_watermark(
 def test_a_night_is_also_judged_by_the_first_rows_that_judged(
     known_night: World, tmp_path: Path
 ) -> None:
-    world = known_night.copy(tmp_path / "world", judge_days=6, old_days=6)
+    world = known_night.copy(
+        tmp_path / "world", judge_days=6, old_days=6, promotion={**LENIENT, "min_slice_rows": 1}
+    )
     ended = world.night(1)
     assert ended.kind is EntryKind.PROMOTED
     new, old = (storage.read_json(storage.join(ended.detail[name], "report.json"))
@@ -64,6 +66,7 @@ def test_a_night_is_also_judged_by_the_first_rows_that_judged(
     assert old["exam"]["end_s"] == roles["since_s"] + 6 * DAY_S <= new["exam"]["start_s"]
     assert new["exam"]["end_s"] == world.days[1].end_s
     assert old["releases"][0]["release_id"] == ended.release_id
+    assert " ".join(ended.reasons).count("'the old panel'") == 2
     assert ended.detail["old"]["crm_calibrated"]["num_rows"] == old["exam"]["rows"] > 0
 
 

@@ -11,8 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import PromotionConfig
-from engine.releases.promotion import ACTIVITIES, DIVISIONS, JUDGED, Verdict, decide
-from engine.stages.exam_report import Settings, examine, slices_of
+from engine.releases.promotion import ACTIVITIES, DAYS, DIVISIONS, JUDGED, Verdict, decide
+from engine.stages.exam_report import (
+    EARLIER_DAYS,
+    NEWEST_DAY,
+    Settings,
+    examine,
+    slices_of,
+)
 from tests.exam_answers import EXAM_SCORES, make_answers, make_exam
 
 SETTINGS = Settings(num_draws=60, seed=1, max_rows=10_000)
@@ -105,15 +111,21 @@ def test_what_is_forgotten_for_certain_holds_and_a_small_old_panel_does_not(
         "log_loss of fused", "log_loss of crm_calibrated",
     ]
     few = BOUNDS.model_copy(update={"min_slice_rows": 10_000})
-    assert decide(equal, few, forgotten).verdict is Verdict.PROMOTE
+    decision = decide(equal, few, forgotten)
+    assert decision.verdict is Verdict.PROMOTE
+    assert "The old panel's 960 rows of 'sample' are not judged" in "\n".join(decision.reasons)
     remembered = decide(equal, BOUNDS, equal)
     assert remembered.verdict is Verdict.PROMOTE
     assert "\n".join(remembered.reasons).count("'the old panel'") == 2
 
 
 def test_an_old_panel_that_says_nothing_holds(equal: Report) -> None:
-    for old in ({}, {**equal, "difference": None}, {**equal, "releases": equal["releases"][::-1]}):
-        assert decide(equal, BOUNDS, old).verdict is Verdict.HOLD
+    other = copy.deepcopy(equal)
+    other["releases"][0]["release_id"] = other["difference"]["first"] = "another"
+    for old in ({}, {**equal, "difference": None}, {**equal, "releases": equal["releases"][::-1]},
+                other):
+        [reason] = decide(equal, BOUNDS, old).reasons
+        assert reason.startswith("The old panel")
     unknown = copy.deepcopy(equal)
     table_in(unknown["difference"], "all", "all")["models"]["crm_calibrated"]["log_loss"] = None
     [reason] = decide(equal, BOUNDS, unknown).reasons
@@ -182,7 +194,20 @@ def test_a_slice_that_the_whole_report_lacks_holds_where_it_has_rows(equal: Repo
             assert "rows of 'sample': one is missing." in text
 
 
+def test_a_day_that_the_whole_report_lacks_holds(equal: Report) -> None:
+    report = copy.deepcopy(equal)
+    report["exam"]["newest_s"] = 100
+    text = held(report)
+    assert "Slices the newest day, the days before it have 0 of 960 rows of 'sample'" in text
+    for part in (*report["releases"], report["difference"]):
+        for rows in JUDGED:
+            table = table_in(part, rows, "all")
+            part["tables"].append({**table, "slice": "the newest day"})
+    assert decide(report, BOUNDS).verdict is Verdict.PROMOTE
+
+
 def test_divisions_have_the_names_of_the_report() -> None:
+    assert (NEWEST_DAY, EARLIER_DAYS) == DAYS
     names = slices_of(EXAM_SCORES.empty_table())
     assert {name for group in (*DIVISIONS, ACTIVITIES) for name in group} <= names.keys()
     assert [name for name in names if name.startswith("history ")] == list(DIVISIONS[2])

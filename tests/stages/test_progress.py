@@ -35,13 +35,24 @@ def test_the_driver_logs_how_far_it_is(
 def test_a_training_that_waits_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(progress, "PERIOD_S", 0.01)
-    waiting = [f"bank: no step within {periods * 0.01:.0f} s" for periods in (6, 12)]
-    with caplog.at_level(logging.INFO), progress.logged_progress(str(tmp_path / "none"), "bank"):
-        deadline = time.monotonic() + 30
-        while len(caplog.messages) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert caplog.messages[:2] == waiting
+    monkeypatch.setattr(progress, "PERIOD_S", 0.1)
+    monkeypatch.setattr(progress, "PERIODS_OF_WAITING", 10)
+    uri = str(tmp_path / "progress.json")
+    with caplog.at_level(logging.INFO), progress.logged_progress(uri, "bank"):
+        wait_for(caplog, 2)
+        progress.ProgressWriter(uri)(1, 4)
+        wait_for(caplog, 3)
+        time.sleep(1.2)                                     # nor does it say so once it has begun
+    assert [message.partition(":")[2].partition(":")[0] for message in caplog.messages[:3]] == [
+        " no step within 1 s", " no step within 2 s", " step 1 of 4",
+    ]
+    assert not any("no step" in message for message in caplog.messages[3:])
+
+
+def wait_for(caplog: pytest.LogCaptureFixture, lines: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(caplog.messages) < lines and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_the_time_left_is_that_of_the_steps_left() -> None:

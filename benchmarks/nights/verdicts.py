@@ -1,11 +1,12 @@
-"""How often the gate lets an equal challenger pass, and holds one that learned wrong labels.
+"""How often an equal challenger is promoted, and one that learned wrong labels is held.
 
-python -m benchmarks.nights.gate --plan benchmarks/nights/gates/ml-100k.yaml --json OUT [--minutes 45]
+python -m benchmarks.nights.verdicts --plan benchmarks/nights/again/ml-100k.yaml --json OUT
+    [--minutes 45]
 
-An equal challenger learned the same night as the release that it is judged against, with another
-seed. A poisoned one learned a day with wrong ratings, by which it is also judged, as it would be:
-nobody knows better that night. Writes the results after each challenger and goes on where it was
-stopped; with --minutes nothing new begins after that time.
+An equal challenger learned the same night as its rival, with another seed: the rival is the
+challenger of the seed before. A poisoned one learned a day with wrong ratings, by which it is also
+judged, as it would be: nobody knows better that night. Writes the results after each challenger and
+goes on where it was stopped; with --minutes nothing new begins after that time.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from engine.errors import ConfigError
 from jobs.exit_code import exit_code
 
 if TYPE_CHECKING:
+    from benchmarks.nights.days import Day
     from benchmarks.nights.replay import Ground
     from engine.releases.registry import Registry
     from jobs.nightly_update import Challenge
@@ -34,8 +36,8 @@ ARM = "nights"
 EQUAL = "equal"
 
 
-class GatePlan(Section):
-    """Whom the gate sees."""
+class VerdictsPlan(Section):
+    """Who is judged."""
 
     title: str
     """Heading in the results."""
@@ -59,21 +61,26 @@ class GatePlan(Section):
         ]
 
 
-def read_gate_plan(path: str) -> GatePlan:
+def read_verdicts_plan(path: str) -> VerdictsPlan:
     """Read a plan; raise ConfigError that names what is wrong."""
     try:
-        plan = GatePlan.model_validate(yaml.safe_load(Path(path).read_text()))
+        plan = VerdictsPlan.model_validate(yaml.safe_load(Path(path).read_text()))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ConfigError(f"plan {path!r}: {error}") from error
     wrong = sorted(set(plan.poisoned) - {"flip", "draw"})
     if wrong:
         raise ConfigError(f"plan {path!r}: poisoned: {wrong[0]!r} is neither 'flip' nor 'draw'")
+    nights = read_plan(plan.nights)
+    if ARM not in nights.arms or plan.night > nights.nights:
+        raise ConfigError(
+            f"plan {path!r}: {plan.nights} has no night {plan.night} of an arm {ARM!r}"
+        )
     return plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try the gate; return the exit code: 3 if the time was up before the last challenger."""
-    parser = argparse.ArgumentParser(description="Try the gate of the nights.")
+    """Judge; return the exit code: 3 if the time was up before the last challenger."""
+    parser = argparse.ArgumentParser(description="Judge challengers of one night.")
     parser.add_argument("--plan", required=True, help="YAML file of challengers")
     parser.add_argument("--json", required=True, help="file of the results")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after")
@@ -89,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     from jobs.start import configure_logging, start_ray
 
     end_s = time.monotonic() + 60 * options.minutes
-    plan = read_gate_plan(options.plan)
+    plan = read_verdicts_plan(options.plan)
     nights = read_plan(plan.nights)
     found: dict[str, Any] = {"plan": plan.settings(), "nights": nights.settings(), "trials": []}
     if storage.exists(options.json):
@@ -104,13 +111,13 @@ def run(options: argparse.Namespace) -> int:
         configure_logging()
         logging.getLogger("benchmarks").setLevel(logging.INFO)
         start_ray()
-        gate = Gate.prepare(plan, nights)
+        night = SameNight.prepare(plan, nights)
     while missing and time.monotonic() < end_s:
         trial = missing.pop(0)
-        found["trials"].append({**trial, **gate.judge(trial), "commit": circumstances()["commit"]})
+        found["trials"].append({**trial, **night.judge(trial), "commit": circumstances()["commit"]})
         found["rates"] = rates_of(found["trials"])
         storage.write_json(options.json, {
-            "command": " ".join(["python -m benchmarks.nights.gate", *sys.argv[1:]]),
+            "command": " ".join(["python -m benchmarks.nights.verdicts", *sys.argv[1:]]),
             **circumstances(), **found,
         })
         print(line_of(found["trials"][-1]), flush=True)
@@ -119,53 +126,59 @@ def run(options: argparse.Namespace) -> int:
     return len(missing)
 
 
-class Gate:
+class SameNight:
     """One night, to be spent again and again from the same release."""
 
-    def __init__(self, ground: "Ground", plan: GatePlan, parent_id: str) -> None:
-        self._ground, self._parent_id = ground, parent_id
-        self._day = ground.days[plan.night]
+    def __init__(
+        self, ground: "Ground", parent_id: str, day: "Day", pending: Sequence[str]
+    ) -> None:
+        """`pending`: folders of the nights before that were held, which it learns, too."""
+        self._ground, self._parent_id, self._day = ground, parent_id, day
+        self._pending = list(pending)
         self._registry, self._config = _workplace(ground, parent_id)
-        self._rival_id: str | None = None
+        self._rivals: dict[int, str] = {}
 
     @classmethod
-    def prepare(cls, plan: GatePlan, nights: Plan) -> "Gate":
+    def prepare(cls, plan: VerdictsPlan, nights: Plan) -> "SameNight":
         """Train the first release and spend the nights before."""
         from benchmarks.nights.replay import Arm, Ground
 
         ground = Ground.prepare(nights)
-        arm, live = Arm(ground, ARM), ground.base_id
+        arm, live, pending = Arm(ground, ARM), ground.base_id, list[str]()
         for number in range(1, plan.night):
-            live = arm.night(number)["live"]
-        return cls(ground, plan, live)
+            spent = arm.night(number)
+            live = spent["live"]
+            pending = [] if spent["kind"] == "promoted" else [*pending, ground.days[number].folder]
+        return cls(ground, live, ground.days[plan.night], pending)
 
     def judge(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was decided of a challenger, and why."""
         from benchmarks.nights.poison import poison_day
 
+        seed, poisoned = int(trial["seed"]), {}
         if trial["how"] == EQUAL:
-            made = self._spend(self._day.folder, trial["seed"], self._rival())
+            made = self._spend(self._day.folder, seed, self._rival(seed - 1))
+            self._rivals[seed] = made.release_id or ""
         else:
-            ground = self._ground
-            made = self._spend(poison_day(
-                ground.root, ground.cut, self._day.folder, trial["how"], trial["share"],
-                trial["seed"],
-            ))
+            day = poison_day(
+                self._ground.root, self._ground.cut, self._day.folder, trial["how"],
+                trial["share"], seed,
+            )
+            made, poisoned = self._spend(day.uri, seed), dict(day.facts)
         detail = made.detail()
         return {
             "release_id": made.release_id, "verdict": made.decision.verdict.value,
-            "reasons": list(made.decision.reasons),
+            "reasons": list(made.decision.reasons), **poisoned,
             **{name: detail[name] for name in ("difference", "old")},
         }
 
-    def _rival(self) -> str:
-        """Return the release that learned the night with the configured seed."""
-        if self._rival_id is None:
-            self._rival_id = self._spend(self._day.folder).release_id
-        assert self._rival_id is not None
-        return self._rival_id
+    def _rival(self, seed: int) -> str:
+        """Return the release that learned the night with a seed."""
+        if seed not in self._rivals:
+            self._rivals[seed] = self._spend(self._day.folder, seed).release_id or ""
+        return self._rivals[seed]
 
-    def _spend(self, folder: str, more_seed: int = 0, rival_id: str | None = None) -> "Challenge":
+    def _spend(self, folder: str, more_seed: int, rival_id: str | None = None) -> "Challenge":
         from engine.state.nights import Entry, EntryKind
         from jobs.nightly_update import challenge
 
@@ -174,20 +187,20 @@ class Gate:
             update={"run": self._config.run.model_copy(update={"seed": seed})}
         )
         opened = Entry(
-            EntryKind.OPENED, self._parent_id, since_s=self._day.start_s, until_s=self._day.end_s,
-            detail={"registry": self._registry.root, "events": [folder]},
+            EntryKind.OPENED, self._parent_id, since_s=0, until_s=self._day.end_s,
+            detail={"registry": self._registry.root, "events": [*self._pending, folder]},
         )
         return challenge(self._registry, config, opened, rival_id=rival_id)
 
 
 def _workplace(ground: "Ground", parent_id: str) -> "tuple[Registry, EngineConfig]":
-    """Return a registry of the gate's own with the live release, and the settings of its nights."""
+    """Return a registry of its own with the live release, and the settings of the nights."""
     from benchmarks.live import copy_release
     from benchmarks.nights.replay import registry_of
     from engine.releases.registry import Registry
 
     config = ground.plan.engine_config({
-        **ground.plan.arms[ARM].overrides, "run.registry": registry_of(ground.plan, "gate"),
+        **ground.plan.arms[ARM].overrides, "run.registry": registry_of(ground.plan, "again"),
         "night.keep_releases": None, "run.state": None,
     })
     registry = Registry(config.run.registry)
@@ -197,7 +210,9 @@ def _workplace(ground: "Ground", parent_id: str) -> "tuple[Registry, EngineConfi
 
 
 def rates_of(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the share that was promoted of each kind of challenger, with an exact 95% interval."""
+    """Return the share that was promoted of each kind of challenger, with an exact 95% interval for
+    this night.
+    """
     kinds = list(dict.fromkeys((each["how"], each["share"]) for each in trials))
     rates = []
     for kind in kinds:
