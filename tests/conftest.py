@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 import uuid
@@ -122,6 +123,13 @@ def _own_agent_port() -> Iterator[None]:
         yield
 
 
+def _processes_of_ray() -> list[subprocess.Popen[bytes]]:
+    """Return what `ray.init` has started."""
+    from ray._private.worker import _global_node
+
+    return [info.process for infos in _global_node.all_processes.values() for info in infos]
+
+
 @pytest.fixture(scope="session")
 def ray_local(s3_endpoint: str) -> Iterator[str]:
     """Run one local Ray (3 CPUs) for the whole session; return its dashboard's URL.
@@ -139,7 +147,10 @@ def ray_local(s3_endpoint: str) -> Iterator[str]:
     # As `ray start` does: a submitted job takes this address, else that of any Ray it finds first.
     Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
     yield f"http://{context.dashboard_url}"
+    processes = _processes_of_ray()
     ray.shutdown()
+    for process in processes:                   # Ray itself waits for a second each
+        process.wait(timeout=60)
     shutil.rmtree(folder, ignore_errors=True)
 
 
