@@ -56,7 +56,7 @@ results-quick: $(INSTALLED) $(FETCHED)  ## a short form of the results, printed
 	$(QUALITY)/quick.yaml --out runs/quality/quick/results
 	$(RUN) benchmarks.quality.page --quick runs/quality/quick/results
 
-nights: $(INSTALLED) $(FETCHED)         ## MovieLens-100K: a first release, then five nights; minutes
+nights: $(INSTALLED) $(FETCHED)         ## MovieLens-100K: a first release, then five nights; 20 minutes
 	$(RUN) benchmarks.nights --plan benchmarks/nights/short.yaml
 
 serve: $(INSTALLED) $(FETCHED)          ## the live release on http://127.0.0.1:8000
