@@ -1,11 +1,10 @@
 """What a replay is made of: a YAML file beside this one."""
 
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from benchmarks import plans
 from engine.config import EngineConfig, Section, load_config
 from engine.errors import ConfigError
 
@@ -53,10 +52,7 @@ class Plan(Section):
 
 def read_plan(path: str) -> Plan:
     """Read a plan; raise ConfigError that names what is wrong."""
-    try:
-        plan = Plan.model_validate(yaml.safe_load(Path(path).read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"plan {path!r}: {error}") from error
+    plan = plans.read(path, Plan)
     if plan.base >= plan.end:
         raise ConfigError(f"plan {path!r}: base {plan.base} must be before end {plan.end}")
     return plan

@@ -43,7 +43,7 @@ class Ground:
     @classmethod
     def prepare(cls, plan: Plan) -> "Ground":
         """Import the data, cut the days and train the first release."""
-        config = plan.engine_config({"run.registry": registry_of(plan, "base"), "run.state": None})
+        config = plan.engine_config({"run.registry": _registry(plan, "base"), "run.state": None})
         root = storage.absolute(config.run.root)
         interactions = import_data(root, config)
         cut = cut_days(root, interactions, plan.shares())
@@ -53,8 +53,7 @@ class Ground:
         return cls(plan, root, interactions, histories, cut, days, outcome.release_id)
 
 
-def registry_of(plan: Plan, name: str) -> str:
-    """Return the registry of an arm."""
+def _registry(plan: Plan, name: str) -> str:
     return storage.join(plan.engine_config().run.root, "registries", name)
 
 
@@ -63,22 +62,24 @@ def _with_source(config: EngineConfig, folder: str) -> EngineConfig:
 
 
 class Arm:
-    """One way to spend the nights, one after another: a registry and a ledger of its own."""
+    """One way to spend the nights, one after another: `registry` and ledger are its own, by its
+    `config`.
+    """
 
     def __init__(self, ground: Ground, name: str) -> None:
         plan = ground.plan
         self._ground, self._way = ground, plan.arms[name]
-        self._config = plan.engine_config({
-            **self._way.overrides, "run.registry": registry_of(plan, name),
+        self.config = plan.engine_config({
+            **self._way.overrides, "run.registry": _registry(plan, name),
             "night.keep_releases": None,        # arms share what they were made of
             "run.state": f"sqlite:///{storage.join(ground.root, name)}.db",
         })
-        self._registry = Registry(self._config.run.registry)
+        self.registry = Registry(self.config.run.registry)
         self._live = ground.base_id
-        if ground.base_id not in self._registry.list():
-            base = Registry(registry_of(plan, "base"))
-            copy_release(base, ground.base_id, self._registry, ground.base_id)
-            self._registry.promote(ground.base_id)
+        if ground.base_id not in self.registry.list():
+            base = Registry(_registry(plan, "base"))
+            copy_release(base, ground.base_id, self.registry, ground.base_id)
+            self.registry.promote(ground.base_id)
 
     def night(self, number: int) -> dict[str, Any]:
         """Spend the next night, unless that was done before; return what came of it, and what the
@@ -97,7 +98,7 @@ class Arm:
     def _update(self, number: int) -> dict[str, Any]:
         day = self._ground.days[number]
         ended = self._ended(day.end_s) or nightly_update.run(
-            self._config, until_s=day.end_s, events=[day.folder]
+            self.config, until_s=day.end_s, events=[day.folder]
         )
         if ended.kind is EntryKind.PROMOTED and ended.release_id:
             self._live = ended.release_id
@@ -110,7 +111,7 @@ class Arm:
 
     def _ended(self, until_s: int) -> Entry | None:
         """Return how the night of a day ended, if it has."""
-        database = open_database(self._config.run.state or "")
+        database = open_database(self.config.run.state or "")
         try:
             ends = (EntryKind.PROMOTED, EntryKind.HELD)
             found = [each for each in entries(database)
@@ -124,11 +125,11 @@ class Arm:
             return self._rest(number)
         ground = self._ground
         folder = events_until(ground.root, ground.interactions, ground.days[number].end_s)
-        config = self._config.model_copy(
-            update={"run": self._config.run.model_copy(update={"state": None})}
+        config = self.config.model_copy(
+            update={"run": self.config.run.model_copy(update={"state": None})}
         )
         self._live = train_reclora.run(_with_source(config, folder)).release_id
-        inputs = self._registry.read_manifest(self._live).facts.inputs
+        inputs = self.registry.read_manifest(self._live).facts.inputs
         made = [open_artifact(f"{ground.root}/{kind}-{key}", kind) for kind, key in inputs.items()]
         return {
             "kind": "trained", "release_id": self._live,
@@ -141,7 +142,7 @@ class Arm:
         ground, day = self._ground, self._ground.days[number]
         releases = list(dict.fromkeys([self._live, ground.base_id]))
         report = compare(
-            ground.root, self._config, ground.histories, releases,
+            ground.root, self.config, ground.histories, releases,
             Period(day.start_s, day.end_s), rows=ground.plan.rows,
         )
         return _figures(storage.read_json(report.path("report.json")))

@@ -14,22 +14,20 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 from scipy.stats import binomtest
 
+from benchmarks import plans
 from benchmarks.nights.plan import Plan, read_plan
-from engine.config import EngineConfig, Section
+from engine.config import Section
 from engine.errors import ConfigError
 from jobs.exit_code import exit_code
 
 if TYPE_CHECKING:
     from benchmarks.nights.days import Day
-    from benchmarks.nights.replay import Ground
-    from engine.releases.registry import Registry
+    from benchmarks.nights.replay import Arm, Ground
     from jobs.nightly_update import Challenge
 
 ARM = "nights"
@@ -63,10 +61,7 @@ class VerdictsPlan(Section):
 
 def read_verdicts_plan(path: str) -> VerdictsPlan:
     """Read a plan; raise ConfigError that names what is wrong."""
-    try:
-        plan = VerdictsPlan.model_validate(yaml.safe_load(Path(path).read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"plan {path!r}: {error}") from error
+    plan = plans.read(path, VerdictsPlan)
     wrong = sorted(set(plan.poisoned) - {"flip", "draw"})
     if wrong:
         raise ConfigError(f"plan {path!r}: poisoned: {wrong[0]!r} is neither 'flip' nor 'draw'")
@@ -85,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", required=True, help="file of the results")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after")
     options = parser.parse_args(arguments)
-    left: list[int] = []
-    return exit_code(lambda: left.append(run(options))) or (3 if any(left) else 0)
+    return exit_code(lambda: 3 if run(options) else 0)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -98,14 +92,13 @@ def run(options: argparse.Namespace) -> int:
     end_s = time.monotonic() + 60 * options.minutes
     plan = read_verdicts_plan(options.plan)
     nights = read_plan(plan.nights)
-    found: dict[str, Any] = {"plan": plan.settings(), "nights": nights.settings(), "trials": []}
-    if storage.exists(options.json):
-        before = storage.read_json(options.json)
-        if {name: before.get(name) for name in ("plan", "nights")} == {
-            name: found[name] for name in ("plan", "nights")
-        }:
-            found["trials"] = before["trials"]
-    done = [{name: each[name] for name in ("how", "share", "seed")} for each in found["trials"]]
+    source = {"command": " ".join(["python -m benchmarks.nights.verdicts", *sys.argv[1:]]),
+              **circumstances()}
+    asked = {"plan": plan.settings(), "nights": nights.settings()}
+    before = storage.read_json(options.json) if storage.exists(options.json) else {}
+    is_same = {name: before.get(name) for name in asked} == asked
+    trials: list[dict[str, Any]] = before["trials"] if is_same else []
+    done = [{name: each[name] for name in ("how", "share", "seed")} for each in trials]
     missing = [each for each in plan.trials() if each not in done]
     if missing:
         configure_logging()
@@ -114,14 +107,12 @@ def run(options: argparse.Namespace) -> int:
         night = SameNight.prepare(plan, nights)
     while missing and time.monotonic() < end_s:
         trial = missing.pop(0)
-        found["trials"].append({**trial, **night.judge(trial), "commit": circumstances()["commit"]})
-        found["rates"] = rates_of(found["trials"])
-        storage.write_json(options.json, {
-            "command": " ".join(["python -m benchmarks.nights.verdicts", *sys.argv[1:]]),
-            **circumstances(), **found,
-        })
-        print(line_of(found["trials"][-1]), flush=True)
-    for rate in rates_of(found["trials"]):
+        trials.append({**trial, **night.judge(trial), "commit": source["commit"]})
+        storage.write_json(
+            options.json, {**source, **asked, "trials": trials, "rates": rates_of(trials)}
+        )
+        print(line_of(trials[-1]), flush=True)
+    for rate in rates_of(trials):
         print(rate_line(rate))
     return len(missing)
 
@@ -130,12 +121,11 @@ class SameNight:
     """One night, to be spent again and again from the same release."""
 
     def __init__(
-        self, ground: "Ground", parent_id: str, day: "Day", pending: Sequence[str]
+        self, ground: "Ground", arm: "Arm", parent_id: str, day: "Day", pending: Sequence[str]
     ) -> None:
         """`pending`: folders of the nights before that were held, which it learns, too."""
-        self._ground, self._parent_id, self._day = ground, parent_id, day
+        self._ground, self._arm, self._parent_id, self._day = ground, arm, parent_id, day
         self._pending = list(pending)
-        self._registry, self._config = _workplace(ground, parent_id)
         self._rivals: dict[int, str] = {}
 
     @classmethod
@@ -149,7 +139,7 @@ class SameNight:
             spent = arm.night(number)
             live = spent["live"]
             pending = [] if spent["kind"] == "promoted" else [*pending, ground.days[number].folder]
-        return cls(ground, live, ground.days[plan.night], pending)
+        return cls(ground, arm, live, ground.days[plan.night], pending)
 
     def judge(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was decided of a challenger, and why."""
@@ -182,31 +172,14 @@ class SameNight:
         from engine.state.nights import Entry, EntryKind
         from jobs.nightly_update import challenge
 
-        seed = self._config.run.seed + more_seed
-        config = self._config.model_copy(
-            update={"run": self._config.run.model_copy(update={"seed": seed})}
-        )
+        registry, config = self._arm.registry, self._arm.config
+        run = config.run.model_copy(update={"seed": config.run.seed + more_seed})
         opened = Entry(
             EntryKind.OPENED, self._parent_id, since_s=0, until_s=self._day.end_s,
-            detail={"registry": self._registry.root, "events": [*self._pending, folder]},
+            detail={"registry": registry.root, "events": [*self._pending, folder]},
         )
-        return challenge(self._registry, config, opened, rival_id=rival_id)
-
-
-def _workplace(ground: "Ground", parent_id: str) -> "tuple[Registry, EngineConfig]":
-    """Return a registry of its own with the live release, and the settings of the nights."""
-    from benchmarks.live import copy_release
-    from benchmarks.nights.replay import registry_of
-    from engine.releases.registry import Registry
-
-    config = ground.plan.engine_config({
-        **ground.plan.arms[ARM].overrides, "run.registry": registry_of(ground.plan, "again"),
-        "night.keep_releases": None, "run.state": None,
-    })
-    registry = Registry(config.run.registry)
-    if parent_id not in registry.list():
-        copy_release(Registry(registry_of(ground.plan, ARM)), parent_id, registry, parent_id)
-    return registry, config
+        config = config.model_copy(update={"run": run})
+        return challenge(registry, config, opened, rival_id=rival_id)
 
 
 def rates_of(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

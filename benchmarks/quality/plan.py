@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from benchmarks import plans
 from benchmarks.quality.rows import ROWS, Row
 from engine.config import EngineConfig, Section, load_config
 from engine.errors import ConfigError
@@ -67,10 +67,7 @@ def results_folder(plan: str, out: str | None = None) -> Path:
 
 def read_plan(path: str) -> Plan:
     """Read a plan; raise ConfigError that names what is wrong."""
-    try:
-        plan = Plan.model_validate(yaml.safe_load(Path(path).read_text()))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"plan {path!r}: {error}") from error
+    plan = plans.read(path, Plan)
     unknown = [name for name in plan.rows if name not in ROWS]
     if unknown:
         raise ConfigError(f"plan {path!r} names rows {unknown}; there are {sorted(ROWS)}")
